@@ -1,0 +1,166 @@
+"""What happens around an epoch: early stopping and checkpoints that resume exactly, and ``history.csv``."""
+
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+
+from hydrec.errors import InputError
+from hydrec.runs import RunFolder, write_atomically
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or absent, and plain enough to load with ``weights_only=True``.
+
+    Lightning's own go through the temporary directory; from there to another disk is a copy, which a kill can cut.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Serialises in memory, then writes by rename."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Loads a checkpoint without unpickling code.
+
+        Raises:
+            InputError: the file is absent or not a checkpoint.
+        """
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        InputError: the file is absent or not a checkpoint.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"ckpt_path={path}: no such file; a run's own is RUN_FOLDER/checkpoints/best.ckpt") from error
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more, by where the damage is
+        raise InputError(f"{path} is not a checkpoint ({type(error).__name__}); delete it, or give another") from error
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a resumed run remembers: one that had stopped does not train another epoch."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs after the callback's state is restored."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class History(pl.Callback):
+    """Writes ``history.csv``: per epoch, losses, validation metrics and a net's ``scalars()``, with cumulative steps.
+
+    The rows travel in the checkpoint, so a resumed run writes the file that the uninterrupted run writes. Wall-clock
+    seconds are kept apart for that reason.
+
+    Args:
+        folder: where the file goes.
+        echo: also prints a line per epoch (where no progress bar is drawn).
+    """
+
+    def __init__(self, folder: RunFolder, *, echo: bool) -> None:
+        self.folder, self.echo = folder, echo
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of an epoch."""
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds the epoch's row.
+
+        Raises:
+            InputError: the training loss is not finite.
+        """
+        losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        if not all(map(math.isfinite, losses.values())):
+            raise InputError(
+                f"epoch {trainer.current_epoch}: the training loss is not finite; lower model.optimiser.lr or set "
+                "trainer.gradient_clip_val"
+            )
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, **losses}
+        row |= {k: v for k, v in pl_module.results.items() if k.startswith("valid/")}
+        if hasattr(pl_module.net, "scalars"):
+            row |= pl_module.net.scalars()
+        self.rows.append(row)
+        self.seconds += time.perf_counter() - self.started
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            self.folder.write_csv("history.csv", self.rows)
+            if self.echo:
+                row = self.rows[-1]
+                monitor = trainer.early_stopping_callback.monitor
+                print(
+                    f"epoch {row['epoch']:3d}  loss {row['train/loss']:.4f}  {monitor} {row.get(monitor, math.nan):.4f}"
+                    f"  {self.seconds / len(self.rows):.1f} s an epoch",
+                    flush=True,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and seconds, for the checkpoint."""
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes rows and seconds from the checkpoint."""
+        self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
+
+
+class Identity(pl.Callback):
+    """Writes what a checkpoint was trained on into it, and refuses one that was trained on something else.
+
+    Args:
+        identity: dataset name, fingerprint and sizes, plain JSON values.
+    """
+
+    def __init__(self, identity: dict[str, Any]) -> None:
+        self.identity = identity
+
+    def state_dict(self) -> dict[str, Any]:
+        """The identity, for the checkpoint."""
+        return self.identity
+
+    @classmethod
+    def check(cls, path: str | Path, identity: dict[str, Any]) -> None:
+        """Raises unless the checkpoint was trained on the data of ``identity``.
+
+        Raises:
+            InputError: names the first field that differs.
+        """
+        found = read_checkpoint(path).get("callbacks", {}).get(cls.__qualname__, {})
+        for field, value in identity.items():
+            if found.get(field) != value:
+                raise InputError(
+                    f"ckpt_path={path} was trained on other data: its {field} is {found.get(field)}, here it is {value}; "
+                    "give the dataset and options of its run (config.yaml beside it)"
+                )
+
+
+def checkpoints(folder: RunFolder, *, monitor: str, mode: str) -> list[pl.Callback]:
+    """Keeps ``best.ckpt`` by the monitored value and ``last.ckpt`` of every finished epoch, best first."""
+    common: dict[str, Any] = {"dirpath": folder.best.parent, "enable_version_counter": False, "save_top_k": 1}
+    return [
+        ModelCheckpoint(filename=folder.best.stem, monitor=monitor, mode=mode, **common),
+        ModelCheckpoint(filename=folder.last.stem, save_on_train_epoch_end=True, **common),
+    ]
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Prints a line once, whatever the number of processes."""
+    print(line, flush=True)

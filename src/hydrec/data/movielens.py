@@ -1,0 +1,262 @@
+"""MovieLens, every release of GroupLens from 100K to 32M: the files as published, plain or gzipped.
+
+Ratings, up to 32 million lines, are parsed by type; only where that fails are they looked at as text, to say
+which line is the first that is wrong. Movies and users are matched as whole lines, because titles may hold
+separators and quotes. Text is UTF-8 or else Latin-1, as in the older releases.
+"""
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from hydrec.data.log import InteractionLog
+from hydrec.errors import InputError, MissingData
+
+VERSION = 1  # to be raised when the same files give another log
+PAGE = "https://files.grouplens.org/datasets/movielens/"
+MEND = f"mend the file, or get the release again from {PAGE}"
+EVENT = {"user": pl.Int64, "movie": pl.Int64, "rating": pl.Float32, "time": pl.Int64}
+
+GENRES = (  # the flags of u.item in order, after one for "unknown"
+    *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+
+
+class Table(NamedTuple):
+    """A file, what a line of it looks like, and a pattern that names its fields."""
+
+    file: str
+    form: str
+    pattern: str
+
+
+class Release(NamedTuple):
+    """How a family of releases writes its tables; with ``header``, each begins with its form."""
+
+    header: bool
+    separator: str  # of ratings
+    ratings: Table
+    movies: Table
+    users: Table | None
+
+
+RELEASES = (
+    Release(  # 1M and, without users, 10M
+        header=False,
+        separator="::",
+        ratings=Table("ratings.dat", "user::movie::rating::time", ""),
+        movies=Table("movies.dat", "id::title::genres", r"^(?<id>\d{1,18})::(?<title>.*)::(?<genres>[^:]*)$"),
+        users=Table(
+            "users.dat",
+            "id::gender::age::occupation::zip",
+            r"^(?<id>\d{1,18})::(?<gender>[^:]*)::(?<age>[^:]*)::(?<occupation>[^:]*)::(?<zip>[^:]*)$",
+        ),
+    ),
+    Release(  # 100K
+        header=False,
+        separator="\t",
+        ratings=Table("u.data", "user TAB movie TAB rating TAB time", ""),
+        movies=Table(
+            "u.item",
+            "id|title|released|video|url|19 flags",
+            r"^(?<id>\d{1,18})\|(?<title>.*)\|[^|]*\|[^|]*\|[^|]*\|[01](?<flags>(?:\|[01]){18})$",
+        ),
+        users=Table(
+            "u.user",
+            "id|age|gender|occupation|zip",
+            r"^(?<id>\d{1,18})\|(?<age>[^|]*)\|(?<gender>[^|]*)\|(?<occupation>[^|]*)\|(?<zip>[^|]*)$",
+        ),
+    ),
+    Release(  # latest-small, 20M, 25M, 32M
+        header=True,
+        separator=",",
+        ratings=Table("ratings.csv", "userId,movieId,rating,timestamp", ""),
+        movies=Table(
+            "movies.csv", "movieId,title,genres", r'^(?<id>\d{1,18}),"?(?<title>.*?)"?,(?<genres>[^,]*)$'
+        ),
+        users=None,
+    ),
+)
+
+
+class MovieLens:
+    """Reads a release of MovieLens: ratings, titles, genres and, in 100K and 1M, four fields of each user.
+
+    Args:
+        name: what tables call the data.
+        folder: the release's folder, such as ``ml-1m``; looked for in ``$HYDREC_DATA``, then in ``root``.
+        root: where to look second.
+        k_core: least number of events of each user and each item, 0 for no filter.
+        duplicates: what to do where a user rated a movie twice: ``keep``, ``first``, ``last`` or ``error``.
+    """
+
+    def __init__(self, *, name: str, folder: str, root: str, k_core: int, duplicates: str) -> None:
+        self.name = name
+        self.folder = folder
+        self.root = root
+        self.k_core = k_core
+        self.duplicates = duplicates
+
+    def files(self) -> list[Path]:
+        """Lists the files of ratings, movies and, where there are any, users.
+
+        Raises:
+            MissingData: no place has a file of ratings.
+            InputError: the movies beside the ratings are missing.
+        """
+        return self._find()[1]
+
+    def options(self) -> dict[str, Any]:
+        """Lists what changes the log beyond the files."""
+        return {
+            "reader": "movielens",
+            "version": VERSION,
+            "k_core": self.k_core,
+            "duplicates": self.duplicates,
+        }
+
+    def __call__(self) -> InteractionLog:
+        """Reads the files.
+
+        Raises:
+            MissingData: the files are nowhere to be found.
+            InputError: a line cannot be used, or ``k_core`` leaves nothing.
+        """
+        release, (ratings, movies, *users) = self._find()
+        events = _events(ratings, release)
+        films = _table(movies, release.movies, release.header)
+        people = [_table(path, release.users, release.header) for path in users if release.users]
+        return InteractionLog.build(
+            name=self.name,
+            users=events["user"],
+            items=events["movie"],
+            times=events["time"],
+            values=events["rating"],
+            k_core=self.k_core,
+            duplicates=self.duplicates,
+            item_titles=(films["id"], films["title"].str.replace_all('""', '"', literal=True)),
+            item_features={"genres": (films["id"], _genres(films))},
+            user_features={
+                field: (table["id"], table[field]) for table in people for field in table.columns[1:]
+            },
+            where=lambda row: f"{ratings}:{row + 1 + release.header}",
+        )
+
+    def _find(self) -> tuple[Release, list[Path]]:
+        roots = [root for root in (os.environ.get("HYDREC_DATA"), self.root) if root]
+        places = [Path(root) / self.folder for root in roots]
+        for place in places:
+            for release in RELEASES:
+                tables = [table for table in (release.ratings, release.movies, release.users) if table]
+                found = [_plain_or_gz(place / table.file) for table in tables]
+                if found[0] and not found[1]:
+                    raise InputError(f"{place / release.movies.file}: missing beside the ratings; {MEND}")
+                if found[0]:
+                    return release, [path for path in found if path]
+        raise MissingData(
+            f"{self.folder}: no ratings.dat, u.data or ratings.csv in {' or '.join(map(str, places))};"
+            f" unpack the release from {PAGE} there, or set HYDREC_DATA to the folder that has {self.folder}"
+        )
+
+
+def _plain_or_gz(path: Path) -> Path | None:
+    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
+
+
+def _events(path: Path, release: Release) -> pl.DataFrame:
+    """Returns the columns of ``EVENT`` in the order of the file."""
+    content = _content(path, release.ratings.form, release.header)
+    single, separator = content, release.separator
+    if separator == "::":  # the parser takes one byte only
+        single, separator = content.replace(b"::", b"\x1f"), "\x1f"
+    try:
+        events = pl.read_csv(single, has_header=False, schema=EVENT, separator=separator, quote_char=None)
+        usable = all(events.select(_usable(pl.col(name)).all() for name in EVENT).row(0))
+    except pl.exceptions.PolarsError:
+        usable = False
+    if not usable:
+        raise _first_wrong(path, content, release)
+    return events
+
+
+def _usable(number: pl.Expr) -> pl.Expr:
+    return (number.is_finite() & (number >= 0)).fill_null(False)
+
+
+def _first_wrong(path: Path, content: bytes, release: Release) -> InputError:
+    """Says which line of ratings is the first that is wrong, and what is wrong with it."""
+    lines = pl.DataFrame({"cells": _lines(content.decode("latin-1")).str.split(release.separator)})
+    count = pl.col("cells").list.len()
+    tests = [pl.when(count != len(EVENT)).then(pl.format("{} fields instead of {}", count, len(EVENT)))]
+    for place, (name, kind) in enumerate(EVENT.items()):
+        cell = pl.col("cells").list.get(place, null_on_oob=True)
+        number = "number" if kind == pl.Float32 else "whole number"
+        wrong = pl.format(f"{name} '{{}}' is not a {number} of 0 or more", cell)
+        tests.append(pl.when(~_usable(cell.cast(kind, strict=False))).then(wrong))
+    row, wrong = lines.select(pl.coalesce(tests)).with_row_index().drop_nulls().row(0)
+    return InputError(
+        f"{path}:{row + 1 + release.header}: {wrong} (a line is {release.ratings.form}); {MEND}"
+    )
+
+
+def _table(path: Path, table: Table, header: bool) -> pl.DataFrame:
+    """Returns the fields that the table's pattern names, as text but for the id; one row an id."""
+    content = _content(path, table.form, header)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    fields = _lines(text).str.extract_groups(table.pattern).struct.unnest()
+    for wrong, what in (
+        (fields["id"].is_null(), f"not a line like {table.form}"),
+        (~fields["id"].is_first_distinct(), "an id that an earlier line has"),
+    ):
+        if wrong.any():
+            raise InputError(f"{path}:{int(wrong.to_numpy().argmax()) + 1 + header}: {what}; {MEND}")
+    return fields.with_columns(pl.col("id").cast(pl.Int64))
+
+
+def _genres(movies: pl.DataFrame) -> pl.Series:
+    """Returns a list of genres for each movie; "(no genres listed)" and "unknown" are an empty one."""
+    if "flags" in movies.columns:
+        flag = pl.col("flags").str.split("|").list
+        named = [pl.when(flag.get(place) == "1").then(pl.lit(name)) for place, name in enumerate(GENRES, 1)]
+        return movies.select(pl.concat_list(named).list.drop_nulls()).to_series()
+    return movies["genres"].str.replace("(no genres listed)", "", literal=True).str.split("|")
+
+
+def _content(path: Path, form: str, header: bool) -> bytes:
+    """Returns the lines of a file without byte order mark, header and blank lines at the end."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: the gzip file is cut off or damaged ({error}); {MEND}") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); mend the disk or the permissions"
+        ) from error
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise InputError(f"{path}:{line}: a NUL byte, as in UTF-16 text; save it as UTF-8, or {MEND}")
+    if content and not content.endswith(b"\n"):  # else a number cut short would pass for a number
+        line = content.count(b"\n") + 1
+        raise InputError(f"{path}:{line}: the last line has no end, so it may be cut off; {MEND}")
+    content = content.removeprefix(b"\xef\xbb\xbf").rstrip()
+    if header:
+        first, _, content = content.partition(b"\n")
+        if first.strip() != form.encode():
+            raise InputError(
+                f"{path}:1: the header is '{first.decode('latin-1').strip()}', not '{form}'; {MEND}"
+            )
+    if not content:
+        raise InputError(f"{path}: empty; {MEND}")
+    return content
+
+
+def _lines(text: str) -> pl.Series:
+    return pl.Series([text]).str.split("\n").explode().str.strip_chars_end("\r")

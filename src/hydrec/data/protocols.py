@@ -1,0 +1,425 @@
+"""Which event is predicted from which history, in which part: a log to pointers, nothing copied.
+
+A protocol also fixes what its numbers mean: the candidates of a target, whether the user's past competes, and
+the metrics. All of that is its `identity`; results of other identities are not comparable.
+
+Letters: n samples, U users, V items.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from hydrec.data.log import Feature, InteractionLog
+from hydrec.errors import InputError
+from hydrec.metrics import RankMetrics
+from hydrec.sampling import at_least, one_of
+
+CANDIDATES = ("full", "sampled")
+EXCLUDE = ("window", "user", "train")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pointers into a log, ascending in ``target``: 24 bytes a sample, however long its history.
+
+    Attributes:
+        first, last: (n,) int64; the history is the rows ``first:last``, oldest first.
+        target: (n,) int64; the row to predict. No two samples of a part share it.
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, which: np.ndarray) -> "Samples":
+        """The samples at some positions or where a mask holds."""
+        return Samples(self.first[which], self.last[which], self.target[which])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts that a protocol makes of a log.
+
+    Attributes:
+        log: what the pointers point into: the log that was split, or its rows in the protocol's order.
+        train, valid, test: samples of each part.
+        windows: samples in all.
+        notes: what was left out, by name: counts for the record of a run.
+    """
+
+    log: InteractionLog
+    train: Samples
+    valid: Samples
+    test: Samples
+    windows: int
+    notes: dict[str, int]
+
+    def parts(self) -> dict[str, Samples]:
+        """The parts by name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+@dataclass(frozen=True)
+class ListRule:
+    """How the competitors of a target are drawn when they are not the whole catalogue.
+
+    Args:
+        count: competitors of each target.
+        exponent: an item's weight is (times it is a training target) ** exponent; 0 draws uniformly.
+        exclude: what does not compete, beside the target: ``window``, the history; ``user``, all of the
+            user's events; ``train``, the user's events in training.
+        replace: whether an item may come twice in a list.
+        seed: of the lists, whatever the seed of the run.
+    """
+
+    count: int
+    exponent: float
+    exclude: str
+    replace: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        at_least("protocol.sampled.count", self.count, 1)
+        at_least("protocol.sampled.seed", self.seed, 0)
+        one_of("protocol.sampled.exclude", self.exclude, EXCLUDE)
+        _flag("sampled.replace", self.replace)
+
+
+class Protocol(ABC):
+    """What all protocols share: the length of a history and the rules of evaluation.
+
+    Args:
+        window: events of a history, at most.
+        candidates: what a target is ranked against: ``full``, the whole catalogue; ``sampled``, a list drawn
+            by the rule ``sampled``.
+        mask_history: whether the user's earlier items do not compete. The target always does.
+        sampled: settings of a `ListRule`; read only for ``sampled`` candidates.
+        metrics: the ranking metrics, with their cut-offs and tie rule.
+
+    Attributes:
+        name: as configurations call it.
+        version: counts changes of the rule itself.
+        label: what every table from this protocol must say.
+        lists: the rule of sampled candidates, ``None`` for the whole catalogue.
+    """
+
+    name: str
+    version = 1
+    label = ""
+
+    def __init__(
+        self,
+        *,
+        window: int,
+        candidates: str,
+        mask_history: bool,
+        sampled: Mapping[str, Any],
+        metrics: RankMetrics,
+    ) -> None:
+        self.window = at_least("protocol.window", window, 1)
+        self.candidates = one_of("protocol.candidates", candidates, CANDIDATES)
+        self.mask_history = _flag("mask_history", mask_history)
+        self.lists = _list_rule(sampled) if candidates == "sampled" else None
+        self.metrics = metrics
+
+    @abstractmethod
+    def __call__(self, log: InteractionLog) -> Split:
+        """Splits a log.
+
+        Raises:
+            InputError: a part would be empty.
+        """
+
+    @abstractmethod
+    def rule(self) -> dict[str, Any]:
+        """What defines the split, beside the window."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes two results comparable, as plain values."""
+        lists = {} if self.lists is None else {"sampled": dataclasses.asdict(self.lists)}
+        return {
+            "protocol": self.name,
+            "version": self.version,
+            "window": self.window,
+            **self.rule(),
+            "candidates": self.candidates,
+            **lists,
+            "mask_history": self.mask_history,
+            "metrics": self.metrics.identity(),
+        }
+
+    def _split(
+        self, log: InteractionLog, train: Samples, valid: Samples, test: Samples, **rest: Any
+    ) -> Split:
+        split = Split(log, train, valid, test, **rest)
+        empty = [name for name, part in split.parts().items() if not len(part)]
+        if empty:
+            raise InputError(
+                f"protocol={self.name} leaves no sample in {' and '.join(empty)}: {log.n_users} users with "
+                f"{len(log)} events give {split.windows} samples, {split.notes} aside; lower "
+                f"protocol.window={self.window} or use more data"
+            )
+        return split
+
+
+class SlidingWindow(Protocol):
+    """Windows over each user's events, cut by the time of their targets.
+
+    "Modeling Factorial User Preference with Hierarchical Graph Neural Network for Enhanced Sequential
+    Recommendation" (HGNN), section on data: windows of 13 events, the earlier ones to train. Users with fewer
+    events than a window and a target are left out.
+
+    A window ends with its target, so everything in a training window is earlier than every validation target,
+    and that earlier than every test target: of all users (``scope: global``), or of the same user (``user``).
+    All samples of one time fall into one part.
+
+    Args:
+        window: events of a history, exactly.
+        stride: events from one window of a user to the next; ``window + 1`` shares no event, 1 makes all.
+        scope: ``global`` cuts at one time for all users; ``user`` at each user's own, so that at least one
+            window is tested and one validates; users with fewer than three windows only train.
+        valid, test: share of the samples; ``valid`` is of those that are not tested.
+        candidates, mask_history, sampled, metrics: as for `Protocol`.
+
+    Raises:
+        InputError: a value cannot be used; names the configuration key.
+    """
+
+    name = "sliding_window"
+
+    def __init__(
+        self,
+        *,
+        window: int,
+        stride: int,
+        scope: str,
+        valid: float,
+        test: float,
+        candidates: str,
+        mask_history: bool,
+        sampled: Mapping[str, Any],
+        metrics: RankMetrics,
+    ) -> None:
+        super().__init__(
+            window=window, candidates=candidates, mask_history=mask_history, sampled=sampled, metrics=metrics
+        )
+        self.stride = at_least("protocol.stride", stride, 1)
+        self.scope = one_of("protocol.scope", scope, ("global", "user"))
+        self.valid, self.test = _share("valid", valid), _share("test", test)
+
+    def rule(self) -> dict[str, Any]:
+        """Stride, scope and shares."""
+        return {"stride": self.stride, "scope": self.scope, "valid": str(self.valid), "test": str(self.test)}
+
+    def __call__(self, log: InteractionLog) -> Split:
+        """Splits a log by target time; see `Protocol`."""
+        sizes = np.diff(log.offsets)
+        samples = _windows(log, self.window, self.stride, (sizes - self.window - 1) // self.stride + 1)
+        time = log.times[samples.target]
+        group = log.users[samples.target] if self.scope == "user" else np.zeros(len(samples), np.int64)
+        test = self._latest(group, time, self.test, enough=3)
+        valid = np.zeros_like(test)
+        valid[~test] = self._latest(group[~test], time[~test], self.valid, enough=2)
+        valid &= np.isin(group, group[test])
+        return self._split(
+            log,
+            samples[~test & ~valid],
+            samples[valid],
+            samples[test],
+            windows=len(samples),
+            notes={"users_too_short": int((sizes[1:] <= self.window).sum())},
+        )
+
+    def _latest(self, group: np.ndarray, time: np.ndarray, share: Fraction, enough: int) -> np.ndarray:
+        """Whether each sample is among the last ``share`` of its group, or as late as one that is."""
+        order = np.lexsort((time, group))
+        sizes = np.bincount(group)
+        count = sizes * share.numerator // share.denominator
+        if self.scope == "user":
+            count = np.where(sizes >= enough, np.maximum(count, 1), 0)
+        some = count > 0
+        cut = np.full(len(sizes), np.iinfo(np.int64).max)
+        cut[some] = time[order[(sizes.cumsum() - count)[some]]]
+        return time >= cut[group]
+
+
+class ReleasedWindows(Protocol):
+    """Windows and split of the code released with HGNN (data/movielens/preprocess.py, commit 2193524).
+
+    Differs from the paper's text in that a user with l events gives l // (window + 1) windows that start at
+    its first events, one event apart, and that windows go to parts by a random permutation. Neighbouring
+    windows share all but one of their events, so most test targets are in training windows: hence the label.
+
+    Users are taken by ascending id, the order of the file for MovieLens-1M.
+
+    Args:
+        window: events of a history, exactly.
+        seed: of NumPy's legacy generator, whose permutation of the windows is reproduced bit for bit.
+        valid, test: share of the windows; ``valid`` is of those that are not tested.
+        order: ``numeric`` sorts a user's events by time; ``string``, like the released code, by the time's
+            digits, which puts times below 10^9 (before 9 September 2001) last.
+        validation_in_train: whether validation windows train as well, as in the released code.
+        candidates, mask_history, sampled, metrics: as for `Protocol`.
+
+    Raises:
+        InputError: a value cannot be used; names the configuration key.
+    """
+
+    name = "released_windows"
+    label = "leaky"
+
+    def __init__(
+        self,
+        *,
+        window: int,
+        seed: int,
+        valid: float,
+        test: float,
+        order: str,
+        validation_in_train: bool,
+        candidates: str,
+        mask_history: bool,
+        sampled: Mapping[str, Any],
+        metrics: RankMetrics,
+    ) -> None:
+        super().__init__(
+            window=window, candidates=candidates, mask_history=mask_history, sampled=sampled, metrics=metrics
+        )
+        self.seed = at_least("protocol.seed", seed, 0)
+        self.valid, self.test = _share("valid", valid), _share("test", test)
+        self.order = one_of("protocol.order", order, ("numeric", "string"))
+        self.validation_in_train = _flag("validation_in_train", validation_in_train)
+
+    def rule(self) -> dict[str, Any]:
+        """Permutation seed, shares, order of events, and whether validation trains."""
+        return {
+            "seed": self.seed,
+            "valid": str(self.valid),
+            "test": str(self.test),
+            "order": self.order,
+            "validation_in_train": self.validation_in_train,
+        }
+
+    def __call__(self, log: InteractionLog) -> Split:
+        """Splits a log by permutation; see `Protocol`."""
+        if self.order == "string":
+            log = _reordered(log, np.lexsort((log.times.astype(str), log.users)))
+        sizes = np.diff(log.offsets)
+        samples = _windows(log, self.window, 1, sizes // (self.window + 1))
+        shuffled = np.random.RandomState(self.seed).permutation(len(samples))
+        tested = len(samples) * self.test.numerator // self.test.denominator
+        validated = (len(samples) - tested) * self.valid.numerator // self.valid.denominator
+        test, valid, train = np.split(shuffled, [tested, tested + validated])
+        if self.validation_in_train:
+            train = np.concatenate([train, valid])
+        return self._split(
+            log,
+            samples[np.sort(train)],
+            samples[np.sort(valid)],
+            samples[np.sort(test)],
+            windows=len(samples),
+            notes={"users_too_short": int((sizes[1:] <= self.window).sum())},
+        )
+
+
+class LeaveOneOut(Protocol):
+    """Each user's last event is tested, the last but one validates, every event between trains.
+
+    A history is the last ``window`` events before its target; those of a test target include the validation
+    target. Users with fewer than three events only train. Not free of leakage in time: other users' later
+    events are in training.
+
+    Args:
+        window: events of a history, at most.
+        candidates, mask_history, sampled, metrics: as for `Protocol`.
+
+    Raises:
+        InputError: a value cannot be used; names the configuration key.
+    """
+
+    name = "leave_one_out"
+
+    def rule(self) -> dict[str, Any]:
+        """Nothing beside the window."""
+        return {}
+
+    def __call__(self, log: InteractionLog) -> Split:
+        """Splits a log by each user's last events; see `Protocol`."""
+        sizes = np.diff(log.offsets)
+        start, size = log.offsets[log.users], sizes[log.users]
+        row = np.arange(len(log))
+        left = np.where(size >= 3, start + size - 1 - row, np.inf)  # events of the user after this one
+
+        def samples(which: np.ndarray) -> Samples:
+            target = np.flatnonzero(which & (row > start))
+            return Samples(np.maximum(start[target], target - self.window), target, target)
+
+        train, valid, test = samples(left >= 2), samples(left == 1), samples(left == 0)
+        return self._split(
+            log,
+            train,
+            valid,
+            test,
+            windows=len(train) + len(valid) + len(test),
+            notes={
+                "users_too_short": int((sizes[1:] == 1).sum()),
+                "users_only_training": int((sizes[1:] == 2).sum()),
+            },
+        )
+
+
+def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Owner and place of each element of rows of ``counts`` elements: [2, 1] -> [0, 0, 1], [0, 1, 0]."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) -> Samples:
+    """The first so many windows of each user."""
+    user, place = ragged(np.maximum(counts, 0))
+    first = log.offsets[user] + stride * place
+    return Samples(first, first + window, first + window)
+
+
+def _reordered(log: InteractionLog, order: np.ndarray) -> InteractionLog:
+    """A log with the rows of each user in another order."""
+    features = {}
+    for name, feature in log.event_features.items():
+        counts = np.diff(feature.offsets)[order]
+        owner, place = ragged(counts)
+        codes = feature.codes[feature.offsets[order][owner] + place]
+        features[name] = Feature(feature.vocabulary, codes, np.concatenate([[0], counts.cumsum()]))
+    columns = {name: getattr(log, name)[order] for name in ("users", "items", "times", "values")}
+    return dataclasses.replace(log, **columns, event_features=features)
+
+
+def _list_rule(settings: Mapping[str, Any]) -> ListRule:
+    names = [field.name for field in dataclasses.fields(ListRule)]
+    for name in settings:
+        one_of("protocol.sampled", name, names)
+    missing = [name for name in names if name not in settings]
+    if missing:
+        raise InputError(f"protocol.candidates=sampled needs protocol.sampled.{missing[0]}: give it a value")
+    return ListRule(**settings)
+
+
+def _flag(key: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"protocol.{key}={value}: must be true or false")
+    return value
+
+
+def _share(key: str, value: float) -> Fraction:
+    """A share as the decimal number it was written as, so that a tenth of 70 is 7."""
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise InputError(f"protocol.{key}={value}: must be a share between 0 and 1, both excluded")
+    return Fraction(str(value))

@@ -1,0 +1,378 @@
+"""Candidates to train and to be ranked against, and the random numbers they are drawn by.
+
+There is no generator and no state: a number is a hash of what it is for (seed, purpose, epoch, row, draw). So
+a draw depends neither on the batch it is made in nor on workers, processes or devices, and a resumed run
+draws what it would have drawn.
+
+Items are drawn in closed form, without rejection: weights are integers, and a uniform number below the mass
+that is left after excluding some items is carried over the excluded masses it passes.
+
+Letters: M rows, T history positions, C candidates, V items, O owners of excluded items, X pairs of both.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from hydrec.batch import PAD, Catalog
+from hydrec.errors import InputError
+
+GAMMA = 0x9E3779B97F4A7C15  # step of splitmix64: odd, near 2^64 over the golden ratio
+TOTAL = 2**40  # mass of the catalogue: the bias of `below` is then 2^-23, and ...
+OWNERS = 2**22  # ... as many owners (users; rows of a batch) times the mass stay in int64
+
+
+def one_of(key: str, value: str, options: Iterable[str]) -> str:
+    """Returns ``value`` if it is one of ``options``.
+
+    Raises:
+        InputError: it is not; names the configuration key and the nearest option.
+    """
+    options = list(options)
+    if value not in options:
+        near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.0)
+        raise InputError(f"{key}={value} is none of {', '.join(options)}: did you mean {near[0]}?")
+    return value
+
+
+def at_least(key: str, value: int, minimum: int) -> int:
+    """Returns ``value`` if it is a whole number and not below ``minimum``.
+
+    Raises:
+        InputError: it is not; names the configuration key.
+    """
+    if type(value) is not int or value < minimum:  # not isinstance: true is no number
+        raise InputError(f"{key}={value}: must be a whole number, {minimum} or more")
+    return value
+
+
+# Random numbers ---------------------------------------------------------------------------------------------
+
+
+def hash64(seed: int, purpose: str, *keys: Int[Tensor, "..."] | int) -> Int[Tensor, "..."]:
+    """Hashes keys to 64 random bits, as int64; the same bits on every device.
+
+    A chain of splitmix64 streams (Steele, Lea and Flood, OOPSLA 2014): each key picks an output of the
+    stream that starts where the keys before it lead. Keys that differ only in the last one never collide.
+
+    Args:
+        seed: of the run or of the protocol.
+        purpose: what the numbers are for; other purposes give independent numbers.
+        keys: integers, broadcast against each other.
+    """
+    word = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "big")
+    bits = torch.tensor(0)
+    for key in (seed, word, *keys):
+        step = key * _signed(GAMMA) if isinstance(key, Tensor) else _signed(key * GAMMA)
+        bits = _splitmix(bits + step)
+    return bits
+
+
+def below(bits: Int[Tensor, "..."], bound: Int[Tensor, "..."] | int) -> Int[Tensor, "..."]:
+    """Maps random bits to integers in [0, ``bound``), uniform up to a relative bias of ``bound`` / 2^63."""
+    return (bits & (2**63 - 1)) % bound
+
+
+def _splitmix(state: Tensor) -> Tensor:
+    bits = state + _signed(GAMMA)
+    bits = (bits ^ _shift(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shift(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    return (bits >> by) & (2 ** (64 - by) - 1)  # int64 shifts copies of the sign in
+
+
+def _signed(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+# Weighted draws from the catalogue without some items -------------------------------------------------------
+
+
+def cumulative(counts: Int[Tensor, " V1"], exponent: float, key: str) -> Int[Tensor, " V1"]:
+    """Cumulative integer weights of the items 0..V, proportional to ``counts ** exponent``; ``PAD`` has none.
+
+    Args:
+        counts: (V+1,) how often each item occurs; entry 0 is ignored.
+        exponent: 0 draws uniformly from the whole catalogue; above 0, items that never occur are never drawn.
+        key: configuration key of the exponent.
+
+    Raises:
+        InputError: the exponent is negative, or there are no counts to weight by.
+    """
+    if not isinstance(exponent, int | float) or not exponent >= 0:
+        raise InputError(f"{key}={exponent}: must be 0 (uniform) or more (1: by popularity)")
+    weight = counts.double() ** exponent
+    weight[PAD] = 0
+    if not 0 < float(weight.sum()) < math.inf:
+        raise InputError(f"{key}={exponent} leaves no finite weights: use an exponent between 0 and 1")
+    scale = 2.0 ** math.floor(math.log2(TOTAL / float(weight.sum())))  # a power of two keeps proportions
+    return (weight * scale).round().long().cumsum(0)
+
+
+class Remainder(NamedTuple):
+    """The mass of the catalogue that is left to each owner when its excluded items are taken out.
+
+    Attributes:
+        gone: (X+1,) mass excluded by the first so many pairs, of all owners together.
+        reach: (X,) owner * stride + mass left to the owner up to and including the pair's item; ascending.
+        before: (O,) ``gone`` ahead of the owner's first pair.
+        left: (O,) mass left to the owner.
+    """
+
+    gone: Int[Tensor, " X1"]
+    reach: Int[Tensor, " X"]
+    before: Int[Tensor, " O"]
+    left: Int[Tensor, " O"]
+
+
+def exclude(
+    cdf: Int[Tensor, " V1"], owner: Int[Tensor, " X"], item: Int[Tensor, " X"], owners: int
+) -> Remainder:
+    """Takes items out of the catalogue, for each owner its own.
+
+    Args:
+        cdf: (V+1,) cumulative weights of the items.
+        owner, item: (X,) pairs in any order and any number of times; ``PAD`` has no mass.
+        owners: number O of owners, numbered from 0; at most ``OWNERS``.
+    """
+    pair = torch.unique(owner * len(cdf) + item)
+    owner, item = pair // len(cdf), pair % len(cdf)
+    mass = cdf[item] - cdf[(item - 1).clamp(min=0)]
+    gone = nn.functional.pad(mass.cumsum(0), (1, 0))
+    first = torch.searchsorted(owner, torch.arange(owners + 1, device=owner.device))
+    before = gone[first]
+    reach = owner * (cdf[-1] + 1) + cdf[item] - (gone[1:] - before[owner])
+    return Remainder(gone, reach, before[:-1], cdf[-1] - before.diff())
+
+
+def draw(
+    cdf: Int[Tensor, " V1"], rest: Remainder, owner: Int[Tensor, " M"], bits: Int[Tensor, "M C"]
+) -> Int[Tensor, "M C"]:
+    """Draws items by their weights from what is left to each row's owner; ``PAD`` where nothing is left."""
+    owner, left = owner[:, None], rest.left[owner][:, None]
+    point = below(bits, left.clamp(min=1))
+    passed = torch.searchsorted(rest.reach, owner * (cdf[-1] + 1) + point, right=True)
+    item = torch.searchsorted(cdf, point + rest.gone[passed] - rest.before[owner], right=True)
+    return torch.where(left > 0, item, PAD)
+
+
+# Training candidates ----------------------------------------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """What the positives of a batch are compared with.
+
+    Attributes:
+        items: (C,) shared by all rows, or (M, C).
+        target: (M,) column of each row's positive.
+    """
+
+    items: Int[Tensor, "*M C"]
+    target: Int[Tensor, " M"]
+
+
+class AllItems(nn.Module):
+    """Every item of the catalogue is a candidate."""
+
+    items: Tensor
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__()
+        self.register_buffer("items", torch.arange(1, catalog.n_items + 1), persistent=False)
+
+    def forward(
+        self,
+        targets: Int[Tensor, " M"],
+        history: Int[Tensor, "M T"],
+        users: Int[Tensor, " M"],
+        rows: Int[Tensor, " M"],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> Drawn:
+        """Returns the whole catalogue, shared by all rows."""
+        return Drawn(self.items, targets - 1)
+
+
+class InBatch(nn.Module):
+    """The distinct targets of a batch are the candidates of each of its rows."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__()
+
+    def forward(
+        self,
+        targets: Int[Tensor, " M"],
+        history: Int[Tensor, "M T"],
+        users: Int[Tensor, " M"],
+        rows: Int[Tensor, " M"],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> Drawn:
+        """Returns the distinct targets, shared by all rows."""
+        return Drawn(*torch.unique(targets, return_inverse=True))
+
+
+class Sampled(nn.Module):
+    """Negatives drawn with replacement; the positive is column 0.
+
+    Args:
+        catalog: ``targets`` are the counts that weights are made of.
+        count: negatives of each row.
+        exponent: an item's weight is (times it is a training target) ** exponent; 0 draws uniformly from the
+            whole catalogue.
+        exclude: what is never drawn: ``target``; ``window``, the history and the target; ``user``, all of the
+            user's training items, of which the target is one.
+
+    Raises:
+        InputError: a value is not one of these; while training, nothing is left to draw for some row.
+    """
+
+    cdf: Tensor
+
+    def __init__(self, catalog: Catalog, *, count: int, exponent: float, exclude: str) -> None:
+        super().__init__()
+        kinds = {"target": _Window, "window": _Window, "user": _User}
+        self.exclude = one_of("loss.candidates.exclude", exclude, kinds)
+        self.count = at_least("loss.candidates.count", count, 1)
+        cdf = cumulative(catalog.targets, exponent, "loss.candidates.exponent")
+        self.register_buffer("cdf", cdf, persistent=False)
+        self.taken = kinds[exclude](catalog, cdf, exclude)
+
+    def forward(
+        self,
+        targets: Int[Tensor, " M"],
+        history: Int[Tensor, "M T"],
+        users: Int[Tensor, " M"],
+        rows: Int[Tensor, " M"],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> Drawn:
+        """Draws the negatives of M rows.
+
+        Args:
+            targets: (M,) positives.
+            history: (M, T) items before them, ``PAD`` anywhere.
+            users: (M,) their users.
+            rows: (M,) names each row: rows of one name draw the same numbers.
+            seed, epoch: of the run.
+        """
+        owner, rest = self.taken(self.cdf, targets, history, users)
+        if bool((rest.left[owner] == 0).any()):
+            raise InputError(
+                f"loss.candidates.exclude={self.exclude} leaves no item to draw for some training rows:"
+                " exclude less, or set loss.candidates.exponent=0 to draw from the whole catalogue"
+            )
+        number = torch.arange(self.count, device=rows.device)
+        negatives = draw(self.cdf, rest, owner, hash64(seed, "negatives", epoch, rows[:, None], number))
+        return Drawn(torch.cat([targets[:, None], negatives], 1), torch.zeros_like(targets))
+
+
+class _Window(nn.Module):
+    """Each row is the owner of its target and, for ``window``, of its history."""
+
+    def __init__(self, catalog: Catalog, cdf: Tensor, exclude: str) -> None:
+        super().__init__()
+        self.shown = None if exclude == "window" else 0
+
+    def forward(
+        self, cdf: Tensor, targets: Tensor, history: Tensor, users: Tensor
+    ) -> tuple[Tensor, Remainder]:
+        items = torch.cat([targets[:, None], history[:, : self.shown]], 1)
+        owner = torch.arange(len(targets), device=targets.device)
+        return owner, exclude(cdf, owner.repeat_interleave(items.shape[1]), items.flatten(), len(targets))
+
+
+class _User(nn.Module):
+    """Each user is the owner of its training items, once for all batches."""
+
+    gone: Tensor
+    reach: Tensor
+    before: Tensor
+    left: Tensor
+
+    def __init__(self, catalog: Catalog, cdf: Tensor, _: str) -> None:
+        super().__init__()
+        if catalog.n_users >= OWNERS:
+            raise InputError(f"loss.candidates.exclude=user: for fewer than {OWNERS} users; use window")
+        for name, column in exclude(cdf, catalog.users, catalog.items, catalog.n_users + 1)._asdict().items():
+            self.register_buffer(name, column, persistent=False)
+
+    def forward(
+        self, cdf: Tensor, targets: Tensor, history: Tensor, users: Tensor
+    ) -> tuple[Tensor, Remainder]:
+        return users, Remainder(self.gone, self.reach, self.before, self.left)
+
+
+# Evaluation candidates --------------------------------------------------------------------------------------
+
+
+def lists(
+    cdf: Int[Tensor, " V1"],
+    owner: Int[Tensor, " X"],
+    item: Int[Tensor, " X"],
+    users: Int[Tensor, " M"],
+    rows: Int[Tensor, " M"],
+    *,
+    count: int,
+    replace: bool,
+    seed: int,
+    purpose: str,
+) -> Int[Tensor, "M C"]:
+    """Draws a list of competitors for each row, which depends on that row alone.
+
+    Without replacement an item that comes up again is passed over, so items enter in the order of successive
+    sampling; where no more than ``count`` are left, the list is all of them. With replacement there are
+    always ``count``, unless nothing is left.
+
+    Args:
+        cdf: (V+1,) cumulative weights of the items.
+        owner, item: (X,) pairs that exclude an item from the list of row ``owner``, 0..M-1.
+        users, rows: (M,) name each list.
+        count: length C of a list; ``PAD`` fills it.
+        replace: whether an item may come twice.
+        seed, purpose: of the lists.
+    """
+    found = torch.full((len(rows), count), PAD)
+    held = torch.zeros_like(rows)
+    number = torch.arange(count)
+    lacking = torch.arange(len(rows))
+    while len(lacking):
+        # What a row already has is excluded like the rest: every turn so finds at least one item more.
+        rest = exclude(cdf, owner, item, len(rows))
+        lacking = lacking[rest.left[lacking] > 0]
+        bits = hash64(seed, purpose, users[lacking, None], rows[lacking, None], number)
+        drawn = draw(cdf, rest, lacking, bits)
+        if replace:
+            found[lacking] = drawn
+            break
+        fresh = _first(drawn)
+        place = held[lacking, None] + fresh.cumsum(1) - 1
+        keep = fresh & (place < count)
+        at = lacking[:, None].expand_as(place)[keep]
+        found[at, place[keep]] = drawn[keep]
+        held[lacking] += keep.sum(1)
+        lacking = lacking[held[lacking] < count]
+        owner, item = torch.cat([owner, at]), torch.cat([item, drawn[keep]])
+        still = torch.isin(owner, lacking)
+        owner, item = owner[still], item[still]
+        number = number + count
+    return found
+
+
+def _first(items: Int[Tensor, "M C"]) -> Bool[Tensor, "M C"]:
+    """Whether each item is the first of its kind in its row."""
+    ordered, order = items.sort(dim=1, stable=True)
+    again = nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    return ~torch.zeros_like(again).scatter(1, order, again)

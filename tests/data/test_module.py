@@ -1,0 +1,477 @@
+"""Batches are the facts of the log; shards and lists depend on nothing but what names them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from hydrec.batch import PAD, EvalCandidates, SequenceBatch
+from hydrec.data import module
+from hydrec.data.log import InteractionLog
+from hydrec.data.module import InOrder, LogData, Shuffled
+from hydrec.data.protocols import LeaveOneOut, ReleasedWindows, SlidingWindow
+from hydrec.errors import InputError, MissingData
+from hydrec.metrics import RankMetrics
+
+RULE = {"count": 6, "exponent": 0.0, "exclude": "user", "replace": False, "seed": 63}
+SHARED = {
+    "mask_history": False,
+    "candidates": "full",
+    "sampled": RULE,
+    "metrics": RankMetrics(at=[5], ties="expected"),
+}
+
+
+class Toy:
+    """A reader of 60 users with 1 to 40 events on 25 items, with ties."""
+
+    name = "toy"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def files(self) -> list[Path]:
+        return []
+
+    def options(self) -> dict:
+        return {"version": 1, "name": self.name}
+
+    def __call__(self) -> InteractionLog:
+        self.calls += 1
+        draw = np.random.default_rng(7)
+        users = np.repeat(np.arange(1, 61), draw.integers(1, 41, 60))
+        return InteractionLog.build(
+            name=self.name,
+            users=users,
+            items=draw.integers(1, 26, len(users)),
+            times=10**9 + draw.integers(0, 500, len(users)),
+            values=draw.random(len(users)).astype(np.float32),
+        )
+
+
+class Missing(Toy):
+    """A reader without files."""
+
+    name = "missing"
+
+    def files(self) -> list[Path]:
+        raise MissingData("no files")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make(folder):
+    def build(protocol=None, **changes) -> LogData:
+        given = {
+            "reader": Toy(),
+            "stand_in": False,
+            "protocol": protocol or loo(),
+            "batch_size": 100,
+            "eval_batch_size": 7,
+            "cache": str(folder),
+            "seed": 0,
+            "verify": False,
+        }
+        data = LogData(**(given | changes))
+        data.prepare()
+        return data
+
+    return build
+
+
+def loo(**changes) -> LeaveOneOut:
+    return LeaveOneOut(**(SHARED | {"window": 5} | changes))
+
+
+def sliding(**changes) -> SlidingWindow:
+    given = {"window": 5, "stride": 2, "scope": "global", "valid": 0.1, "test": 0.1}
+    return SlidingWindow(**(SHARED | given | changes))
+
+
+def released(**changes) -> ReleasedWindows:
+    given = {
+        "window": 5,
+        "seed": 63,
+        "valid": 0.1,
+        "test": 0.1,
+        "order": "string",
+        "validation_in_train": True,
+    }
+    return ReleasedWindows(**(SHARED | given | changes))
+
+
+PROTOCOLS = [loo, sliding, released]
+
+
+def equal(one: SequenceBatch, other: SequenceBatch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# Batches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_gather_equals_a_slow_loop(make, protocol):
+    data = make(protocol())
+    log, samples = data.log, data.split.train
+    indices = np.random.default_rng(0).integers(0, len(samples), 50)
+    batch = data.gather(samples, indices)
+    assert batch.items.shape == (50, 5) and batch.targets.shape == (50, 1)
+    for b, index in enumerate(indices):
+        first, last, target = samples.first[index], samples.last[index], samples.target[index]
+        n = last - first
+        assert batch.lengths[b] == n and batch.rows[b] == target and batch.users[b] == log.users[target]
+        assert log.users[first] == log.users[target]
+        assert batch.items[b].tolist() == log.items[first:last].tolist() + [PAD] * (5 - n)
+        assert batch.times[b].tolist() == (log.times[first:last] - log.times[first]).tolist() + [0] * (5 - n)
+        assert batch.values[b].tolist() == log.values[first:last].tolist() + [0] * (5 - n)
+        assert batch.targets[b].item() == log.items[target]
+        assert batch.target_times[b].item() == log.times[target] - log.times[first]
+    kinds = [column.dtype for column in batch]
+    assert kinds == [torch.int64, torch.int64, torch.float32, *[torch.int64] * 5]
+
+
+def test_gather_of_nothing_is_a_batch_of_nothing(make):
+    data = make()
+    assert [column.shape[0] for column in data.gather(data.split.test, np.zeros(0, np.int64))] == [0] * 8
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_epoch_has_every_training_sample_once(make, protocol):
+    data = make(protocol())
+    batches = list(data.train_dataloader())
+    assert all(isinstance(batch, SequenceBatch) for batch in batches)
+    rows = torch.cat([batch.rows for batch in batches])
+    assert rows.sort().values.tolist() == data.split.train.target.tolist()
+    sizes = [len(batch.rows) for batch in batches]
+    assert max(sizes) <= 100 and max(sizes) - min(sizes) <= 1 and len(sizes) == -(-len(rows) // 100)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_evaluation_has_every_sample_once_in_the_order_of_the_log(make, protocol):
+    data = make(protocol())
+    for loader, part in (
+        (data.val_dataloader(), data.split.valid),
+        (data.test_dataloader(), data.split.test),
+    ):
+        rows = torch.cat([batch.rows for batch, _ in loader])
+        assert rows.tolist() == sorted(part.target.tolist())
+        assert len(loader) == -(-len(part) // 7)
+
+
+def test_batches_keep_their_types_through_lightning(make):
+    batch = next(iter(make(loo(mask_history=True)).val_dataloader()))
+    moved = make().transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert isinstance(moved[0], SequenceBatch) and isinstance(moved[1], EvalCandidates)
+    assert moved[1].items is None and torch.equal(moved[1].excluded, batch[1].excluded)
+    assert apply_to_collection(EvalCandidates(None, None), torch.Tensor, torch.clone) == (None, None)
+
+
+# Order and shards -------------------------------------------------------------------------------------------
+
+
+def shuffled(
+    n: int, size: int, world: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0
+) -> list[np.ndarray]:
+    order = Shuffled(np.arange(n) * 5, size, seed=seed, rank=rank, world=world)
+    order.set_epoch(epoch)
+    assert len(order) == len(list(order))
+    return list(order)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("n", "size"), [(103, 10), (100, 10), (3, 10), (3, 2), (1, 1), (11, 100)])
+def test_processes_share_each_training_batch(n, size, world):
+    whole = shuffled(n, size)
+    shares = [shuffled(n, size, world, rank) for rank in range(world)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert np.concatenate(parts).tolist() != [] and sorted(np.concatenate(parts)) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert sorted(np.concatenate(whole)) == list(range(n))
+    assert len(whole) == -(-n // size)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("n", "size"), [(103, 10), (100, 10), (3, 10), (3, 1), (1, 1)])
+def test_processes_take_whole_evaluation_batches(n, size, world):
+    whole = [batch.tolist() for batch in InOrder(n, size, rank=0, world=1)]
+    assert whole == [list(range(n))[k : k + size] for k in range(0, n, size)]
+    for rank in range(world):
+        share = InOrder(n, size, rank=rank, world=world)
+        batches = [batch.tolist() for batch in share]
+        assert len(share) == len(batches) and batches == (whole[rank::world] or [[]])
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def flat(**keys):
+        return np.concatenate(shuffled(1000, 64, **keys)).tolist()
+
+    assert flat(seed=1, epoch=2) == flat(seed=1, epoch=2)
+    orders = [flat(), flat(epoch=1), flat(seed=1), flat(seed=1, epoch=1), list(range(1000))]
+    assert len(set(map(tuple, orders))) == 5
+    again = Shuffled(np.arange(1000) * 5, 64, seed=0, rank=0, world=1)
+    list(again)
+    assert np.concatenate(list(again)).tolist() == flat()  # iterating changes nothing
+
+
+def test_a_permuted_part_gives_the_same_batches():
+    rows = np.random.default_rng(0).permutation(50)
+    by_row = [rows[batch].tolist() for batch in Shuffled(rows, 8, seed=0, rank=0, world=1)]
+    assert by_row == [batch.tolist() for batch in Shuffled(np.arange(50), 8, seed=0, rank=0, world=1)]
+
+
+def test_every_place_of_the_order_is_equally_likely():
+    orders = np.stack([np.concatenate(shuffled(8, 8, epoch=epoch)) for epoch in range(4000)])
+    counts = np.stack([np.bincount(orders[:, place], minlength=8) for place in range(8)])
+    assert ((counts - 500) ** 2 / 500).sum() < 49 + 5 * (
+        2 * 49
+    ) ** 0.5  # chi-square with 7 x 7 degrees of freedom
+
+
+class Record(pl.LightningModule):
+    """Notes the rows it is given."""
+
+    def __init__(self, epochs: list) -> None:
+        super().__init__()
+        self.epochs, self.weight = epochs, torch.nn.Parameter(torch.zeros(()))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters())
+
+    def on_train_epoch_start(self):
+        self.epochs.append([])
+
+    def training_step(self, batch, _):
+        self.epochs[-1] += batch.rows.tolist()
+        return self.weight
+
+    def validation_step(self, batch, _):
+        assert isinstance(batch[0], SequenceBatch)
+
+
+def test_lightning_goes_through_the_epochs_and_resumes_between_them(make, tmp_path):
+    settings = {
+        "accelerator": "cpu",
+        "default_root_dir": tmp_path,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    data, whole, halves = make(), [], []
+    pl.Trainer(max_epochs=3, **settings, enable_checkpointing=False).fit(Record(whole), data)
+    trainer = pl.Trainer(max_epochs=1, **settings, enable_checkpointing=False)
+    trainer.fit(Record(halves), make())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    pl.Trainer(max_epochs=3, **settings, enable_checkpointing=False).fit(
+        Record(halves), make(), ckpt_path=tmp_path / "one.ckpt"
+    )
+    order = Shuffled(data.split.train.target, 100, seed=0, rank=0, world=1)
+    expected = []
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        expected.append([int(data.split.train.target[k]) for batch in order for k in batch])
+    assert whole == halves == expected
+
+
+def test_more_processes_than_rows_in_a_step_are_refused(make, monkeypatch):
+    data = make(batch_size=2)
+    monkeypatch.setattr(module, "_process", lambda: (0, 3))
+    with pytest.raises(InputError, match=r"batch_size=2: a step of [12] .* 3 processes"):
+        data.train_dataloader()
+    assert len(make(batch_size=100).train_dataloader())
+
+
+@pytest.mark.parametrize("key", ["batch_size", "eval_batch_size"])
+@pytest.mark.parametrize("value", [0, -1, "many", 1.5])
+def test_wrong_batch_sizes_name_the_key(make, key, value):
+    with pytest.raises(InputError, match=f"^{key}={value}"):
+        make(**{key: value})
+
+
+# Candidates -------------------------------------------------------------------------------------------------
+
+
+def past(log, target: int) -> set[int]:
+    return {int(log.items[row]) for row in range(log.offsets[log.users[target]], target)}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_masked_history_is_the_whole_past_but_the_target(make, protocol):
+    data, seen = make(protocol(mask_history=True)), 0
+    for batch, candidates in data.test_dataloader():
+        assert candidates.items is None and candidates.excluded.dtype == torch.int64
+        for row, target, excluded in zip(batch.rows, batch.targets[:, 0], candidates.excluded, strict=True):
+            found = [item for item in excluded.tolist() if item != PAD]
+            assert sorted(found) == sorted(past(data.log, int(row)) - {int(target)})
+            assert excluded.tolist()[len(found) :] == [PAD] * (len(excluded) - len(found))
+            seen += int(target) in past(data.log, int(row))
+    assert seen  # repeats are in the data, and stay reachable
+
+
+def test_without_masking_or_lists_candidates_are_the_catalogue(make):
+    assert all(candidates == (None, None) for _, candidates in make().test_dataloader())
+
+
+def forbidden(data, exclude: str, first: int, last: int, target: int) -> set[int]:
+    log = data.log
+    rows = set(range(log.offsets[log.users[target]], log.offsets[log.users[target] + 1]))
+    if exclude == "window":
+        rows = set(range(first, last))
+    if exclude == "train":
+        train = data.split.train
+        rows &= {r for a, b in zip(train.first, train.target, strict=True) for r in range(a, b + 1)}
+    return {int(log.items[row]) for row in rows | {target}}
+
+
+@pytest.mark.parametrize("exclude", ["window", "user", "train"])
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
+@pytest.mark.parametrize("protocol", [loo, sliding])
+def test_lists_have_only_what_competes(make, protocol, exclude, exponent):
+    data = make(protocol(candidates="sampled", sampled=RULE | {"exclude": exclude, "exponent": exponent}))
+    for part, loader in (("valid", data.val_dataloader()), ("test", data.test_dataloader())):
+        samples = data.split.parts()[part]
+        lists = torch.cat([candidates.items for _, candidates in loader])
+        assert lists.shape == (len(samples), 6) and lists.dtype == torch.int64
+        for k, found in enumerate(lists.tolist()):
+            out = forbidden(data, exclude, samples.first[k], samples.last[k], samples.target[k])
+            left = {
+                i for i in range(1, 26) if i not in out and (exponent == 0 or data.catalog.targets[i] > 0)
+            }
+            kept = [item for item in found if item != PAD]
+            assert set(kept) <= left and len(set(kept)) == len(kept) == min(6, len(left))
+
+
+def test_lists_depend_on_their_row_alone(make, monkeypatch):
+    protocol = loo(candidates="sampled")
+    data = make(protocol)
+    monkeypatch.setattr(module, "BLOCK", 3)
+    blocks = make(protocol, seed=5, eval_batch_size=3)
+    for part in ("valid", "test"):
+        assert np.array_equal(data._lists[part], blocks._lists[part])
+    assert data.describe()["candidate_lists"] == blocks.describe()["candidate_lists"]
+    other = make(loo(candidates="sampled", sampled=RULE | {"seed": 64}))
+    assert not np.array_equal(data._lists["test"], other._lists["test"])
+    digest = [d.describe()["candidate_lists"]["test"]["digest"] for d in (data, other)]
+    assert digest[0] != digest[1]
+    # The last sample of each user is tested under both protocols that have its row: the lists are the same.
+    wide = make(loo(candidates="sampled", window=3))
+    assert np.array_equal(wide._lists["test"], data._lists["test"])
+
+
+def test_short_lists_are_counted(make):
+    data = make(loo(candidates="sampled", sampled=RULE | {"count": 20}))
+    short = sum(len(past(data.log, t) | {int(data.log.items[t])}) > 5 for t in data.split.test.target)
+    assert data.describe()["candidate_lists"]["test"]["short"] == short > 0
+
+
+def test_lists_and_masking_go_together(make):
+    _, candidates = next(iter(make(loo(candidates="sampled", mask_history=True)).test_dataloader()))
+    assert candidates.items.shape == (7, 6) and len(candidates.excluded) == 7
+
+
+# Preparing --------------------------------------------------------------------------------------------------
+
+
+def test_data_is_prepared_once(make):
+    data = make()
+    log, calls = data.log, data.reader.calls
+    data.prepare()
+    data.setup("fit")
+    assert data.log is log and data.reader.calls == calls
+    assert data.name == "toy" and not data.stood_in and not data.hparams
+
+
+def test_a_stand_in_replaces_missing_files_and_says_so(make):
+    with pytest.raises(MissingData):
+        make(reader=Missing())
+    data = make(reader=Missing(), stand_in=Toy())
+    assert data.stood_in and data.name == "toy" and data.describe()["stand_in"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_catalogue_knows_the_training_part_only(make, protocol):
+    data = make(protocol())
+    log, train, catalog = data.log, data.split.train, data.catalog
+    rows = sorted({r for a, b in zip(train.first, train.target, strict=True) for r in range(a, b + 1)})
+    assert (catalog.n_users, catalog.n_items) == (log.n_users, log.n_items)
+    assert (
+        catalog.users.tolist() == log.users[rows].tolist()
+        and catalog.times.tolist() == log.times[rows].tolist()
+    )
+    assert catalog.items.tolist() == log.items[rows].tolist()
+    counts = [0] * 26
+    for target in train.target:
+        counts[log.items[target]] += 1
+    assert catalog.targets.tolist() == counts
+    if protocol is not released:
+        assert not set(rows) & set(data.split.test.target.tolist())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_description_equals_a_slow_count(make, protocol):
+    data = make(protocol())
+    log, split, found = data.log, data.split, data.describe()
+    touched = {
+        name: {r for a, b in zip(part.first, part.target, strict=True) for r in range(a, b + 1)}
+        for name, part in split.parts().items()
+    }
+    every = set.union(*touched.values())
+    assert found["windows"] == split.windows and found["windows_interactions"] == len(every)
+    assert found["windows_items"] == len({log.items[row] for row in every})
+    warm, known = {log.items[r] for r in touched["train"]}, {log.users[r] for r in split.train.target}
+    for name, part in split.parts().items():
+        targets = part.target.tolist()
+        assert found["parts"][name] == {
+            "samples": len(targets),
+            "users": len({log.users[t] for t in targets}),
+            "items": len({log.items[r] for r in touched[name]}),
+            "samples_of_unseen_users": sum(log.users[t] not in known for t in targets),
+            "cold_targets": sum(log.items[t] not in warm for t in targets),
+            "untrained_targets": sum(log.items[t] not in log.items[split.train.target] for t in targets),
+            "targets_in_history": pytest.approx(
+                sum(log.items[t] in past(log, t) for t in targets) / len(targets)
+            ),
+        }
+    ends = [(log.offsets[u + 1] - 1, log.offsets[u]) for u in range(1, 61)]
+    assert found["users_whose_last_two_tie"] == sum(
+        log.times[e] == log.times[e - 1] for e, s in ends if e > s
+    )
+    assert (found["users"], found["items"], found["interactions"]) == (60, 25, len(log))
+    assert found["left_out"] == split.notes and found["label"] == data.protocol.label
+
+
+def test_real_data_is_described(tmp_path):
+    path = Path(os.environ.get("HYDREC_DATA", "nowhere")) / "ml-100k" / "u.data"
+    if not path.exists():
+        pytest.skip("no ml-100k in HYDREC_DATA")
+
+    class Reader(Toy):
+        name = "ml-100k"
+
+        def __call__(self):
+            columns = np.loadtxt(path, dtype=np.int64).T
+            return InteractionLog.build(name=self.name, users=columns[0], items=columns[1], times=columns[3])
+
+    data = LogData(
+        reader=Reader(),
+        stand_in=False,
+        protocol=loo(window=12, candidates="sampled"),
+        batch_size=1024,
+        eval_batch_size=512,
+        cache=str(tmp_path),
+        seed=0,
+        verify=False,
+    )
+    data.prepare()
+    found = data.describe()
+    assert found["users_whose_last_two_tie"] == 415 and round(found["tie_share"], 2) == 0.51
+    assert found["parts"]["test"]["cold_targets"] == 3 and found["parts"]["test"]["samples"] == 943
+    assert found["parts"]["test"]["targets_in_history"] == 0

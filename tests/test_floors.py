@@ -1,0 +1,128 @@
+"""Who may import whom, read from the syntax trees."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[1] / "src" / "hydrec"
+
+# a unit is a module or a package directly under hydrec; units of one floor do not import each other, except on 4
+FLOORS = [
+    {"batch", "errors"},
+    {"layers", "losses", "sampling", "metrics"},
+    {"data", "models"},
+    {"tasks"},
+    {"pipeline", "cli", "overrides", "loggers", "callbacks", "runs"},
+]
+FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
+
+# what a unit may import beside the standard library and the floors below; None: anything the project depends on
+OUTSIDE: dict[str, set[str] | None] = {
+    "batch": {"torch", "jaxtyping"},
+    "errors": set(),
+    "layers": {"torch", "jaxtyping"},
+    "losses": {"torch", "jaxtyping"},
+    "sampling": {"torch", "jaxtyping"},
+    "metrics": {"torch", "jaxtyping", "torchmetrics"},
+    "data": {"torch", "jaxtyping", "numpy", "polars", "pytorch_lightning"},
+    "models": {"torch", "jaxtyping"},
+    "tasks": {"torch", "jaxtyping", "pytorch_lightning"},
+    "cli": {"hydra", "omegaconf"},
+    "overrides": {"hydra", "omegaconf"},
+} | dict.fromkeys(("pipeline", "loggers", "callbacks", "runs"))
+
+# a model reads batches and is made of layers: it knows neither data nor loss, and no other model
+BELOW_MODELS = {"batch", "layers", "errors"}
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """Dotted names that a module imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            prefix = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (prefix, node.module)))
+            # "from hydrec import cli" imports hydrec.cli, "from hydrec.batch import PAD" hydrec.batch
+            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "hydrec" else [base]
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What a module imports and may not; module is dotted, as in ``hydrec.models.hgnn``."""
+    unit = module.split(".")[1]
+    if unit not in FLOOR:
+        return [f"{module} has no floor: give {unit} one in tests/test_floors.py"]
+    wrong = []
+    for name in imports(source, module.rpartition(".")[0]):
+        top, *inner = name.split(".")
+        if top == "hydrec":
+            other = inner[0]
+            if other == "__version__":
+                continue
+            if unit == "models":
+                allowed = other in BELOW_MODELS
+            else:
+                same = other == unit or FLOOR.get(other) == FLOOR[unit] == 4
+                allowed = same or FLOOR.get(other, 9) < FLOOR[unit]
+        else:
+            outside = OUTSIDE[unit]
+            allowed = top in sys.stdlib_module_names or outside is None or top in outside
+        if not allowed:
+            wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+MODULES = {
+    ".".join(("hydrec", *path.relative_to(SOURCES).with_suffix("").parts)): path
+    for path in sorted(SOURCES.rglob("*.py"))
+    if path != SOURCES / "__init__.py"
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_come_from_below(module: str) -> None:
+    assert violations(module, MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("hydrec.batch", "import hydrec.errors"),
+        ("hydrec.batch", "import numpy"),
+        ("hydrec.layers.graph", "from hydrec.losses import BPR"),
+        ("hydrec.metrics", "from hydrec import sampling"),
+        ("hydrec.sampling", "def f():\n    import hydrec.data.log"),
+        ("hydrec.data.log", "from hydrec.models.hgnn import HGNN"),
+        ("hydrec.data.log", "from hydra.utils import instantiate"),
+        ("hydrec.data.log", "from ..tasks import NextItem"),
+        ("hydrec.models.hgnn", "from hydrec.models.popularity import Popularity"),
+        ("hydrec.models.hgnn", "from . import popularity"),
+        ("hydrec.models.hgnn", "from hydrec.losses import BPR"),
+        ("hydrec.models.hgnn", "import pytorch_lightning as pl"),
+        ("hydrec.models.hgnn", "import numpy as np"),
+        ("hydrec.tasks", "from hydrec.pipeline import run"),
+        ("hydrec.tasks", "import omegaconf"),
+        ("hydrec.cli", "import torch"),
+        ("hydrec.attic", "import os"),
+    ],
+)
+def test_what_is_forbidden_is_found(module: str, line: str) -> None:
+    assert len(violations(module, line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("hydrec.layers.graph", "from hydrec.layers.attention import heads"),
+        ("hydrec.models.hgnn", "from hydrec.layers import graph\nfrom hydrec.batch import PAD\nimport torch, math"),
+        ("hydrec.data.module", "from hydrec.data.log import Feature\nfrom hydrec.sampling import hash64"),
+        ("hydrec.tasks", "from hydrec.models.popularity import Popularity"),
+        ("hydrec.pipeline", "from hydrec.runs import RunFolder\nimport polars"),
+    ],
+)
+def test_what_is_allowed_passes(module: str, line: str) -> None:
+    assert violations(module, line) == []

@@ -1,0 +1,215 @@
+"""Whole runs on a tiny simulated dataset: what they leave, how they resume, what several processes agree on."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "dataset=simulated",
+    "dataset.reader.shape=tiny",
+    "trainer=cpu",
+    "trainer.max_epochs=3",
+    "batch_size=128",
+    "eval_batch_size=16",
+    "model.net.dim=8",
+    "model.net.head_dim=8",
+]
+
+
+def train(folder: Path, *overrides: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess:
+    """Runs train.py as a user does, in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *overrides],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def only_run(folder: Path) -> Path:
+    """The one run folder below ``folder``."""
+    (run,) = (p for p in (folder / "runs" / "single").iterdir() if not p.name.rpartition(".old")[1])
+    return run
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Whether two runs are equal bit for bit in weights, ranks and history."""
+    assert (a / "history.csv").read_text() == (b / "history.csv").read_text()
+    assert (a / "test.parquet").read_bytes() == (b / "test.parquet").read_bytes()
+    assert json.loads((a / "metrics.json").read_text()) == json.loads((b / "metrics.json").read_text())
+    for name in ("best.ckpt", "last.ckpt"):
+        left, right = (torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (a, b))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    return True
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with one finished run, logged to W&B offline."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(folder)
+    return folder
+
+
+def test_a_run_leaves_what_the_documents_say(finished):
+    run = only_run(finished)
+    names = {p.name for p in run.iterdir()} - {".lock"}
+    assert names == {
+        "config.yaml", "metrics.json", "run.json", "history.csv", "test.parquet", "catalog.parquet", "checkpoints", "wandb",
+    }  # fmt: skip
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert run.name.startswith("simulated-sliding_window-hgnn-s0-")
+    assert {p.name for p in finished.iterdir()} == {"runs", "cache"}, "Hydra must write nothing of its own"
+    about = json.loads((run / "run.json").read_text())
+    assert about["status"] == "finished"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"test/hit@10", "valid/hit@10", "popularity/hit@10", "random/hit@10"} <= metrics.keys()
+    ranks = polars.read_parquet(run / "test.parquet")
+    assert ranks.columns == ["sample", "user", "target", "time", "greater", "equal", "candidates"]
+    assert len(ranks) == about["dataset"]["parts"]["test"]["samples"]
+    hits = (ranks["greater"] < 10).cast(float)  # no ties expected between float scores
+    assert (ranks["equal"] == 0).all()
+    assert hits.mean() == pytest.approx(metrics["test/hit@10"], abs=1e-12)
+    catalog = polars.read_parquet(run / "catalog.parquet")
+    assert catalog["item"].to_list() == list(range(1, about["dataset"]["items"] + 1))
+    assert {"raw", "title", "genres", "train_targets", "train_rows"} <= set(catalog.columns)
+
+
+def test_a_finished_run_is_shown_and_not_repeated(finished):
+    run = only_run(finished)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    done = train(finished)
+    assert "is finished" in done.stdout
+    assert "hit@10" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_rerun_repeats_and_keeps_the_old(finished):
+    run = only_run(finished)
+    train(finished, "rerun=true", "logger=none")
+    assert same_run(run, run.with_name(run.name + ".old1"))
+
+
+def test_killed_runs_continue_bit_for_bit(finished, tmp_path):
+    """Kills a run at random moments, without warning, until one attempt gets through."""
+    moments = random.Random(3)
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "logger=none"]
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        history = next(tmp_path.glob("runs/single/*/history.csv"), None)
+        epochs = len(history.read_text().splitlines()) if history else 0
+        deadline = time.monotonic() + 60
+        # wait for one more epoch than before, so that every attempt but the last is killed part-way
+        while process.poll() is None and time.monotonic() < deadline and kills < 4:
+            history = next(tmp_path.glob("runs/single/*/history.csv"), None)
+            if history and len(history.read_text().splitlines()) > epochs:
+                time.sleep(moments.random() * 0.3)
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+        if process.wait(timeout=120) == 0:
+            break
+    assert kills >= 2, "the run must have been interrupted for this test to mean anything"
+    assert same_run(only_run(finished), only_run(tmp_path))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_the_same_bits_from_any_number_of_processes(finished, tmp_path, processes):
+    """From one checkpoint; 16 rows a batch leaves uneven shares."""
+    checkpoint = f"ckpt_path={only_run(finished) / 'checkpoints' / 'best.ckpt'}"
+    train(tmp_path, "trainer=ddp_cpu", f"trainer.devices={processes}", "fit=false", "logger=none", checkpoint)
+    alone, together = only_run(finished), only_run(tmp_path)
+    assert (alone / "test.parquet").read_bytes() == (together / "test.parquet").read_bytes()
+    one, many = (json.loads((run / "metrics.json").read_text()) for run in (alone, together))
+    assert all(many[name] == one[name] for name in many)
+    assert json.loads((together / "run.json").read_text())["processes"] == processes
+
+
+def test_fewer_test_rows_than_processes(finished, tmp_path):
+    """One evaluation batch holds every row: two of the three processes have none."""
+    checkpoint = f"ckpt_path={only_run(finished) / 'checkpoints' / 'best.ckpt'}"
+    common = ["fit=false", "logger=none", checkpoint, "eval_batch_size=100000"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "three").mkdir()
+    train(tmp_path / "one", *common)
+    train(tmp_path / "three", *common, "trainer=ddp_cpu", "trainer.devices=3")
+    one, three = only_run(tmp_path / "one"), only_run(tmp_path / "three")
+    assert (one / "test.parquet").read_bytes() == (three / "test.parquet").read_bytes()
+
+
+def test_multirun_with_ddp_trains_each_job_in_its_own_folder(tmp_path):
+    train(tmp_path, "-m", "seed=0,1", "trainer=ddp_cpu", "trainer.max_epochs=1", "logger=none")
+    runs = sorted((tmp_path / "runs" / "single").iterdir())
+    assert [run.name.split("-")[3] for run in runs] == ["s0", "s1"]
+    assert all((run / "metrics.json").exists() for run in runs)
+
+
+def test_popularity_needs_no_training_and_stands_beside_every_model(finished, tmp_path):
+    overrides = [o for o in TINY if not o.startswith("model.net")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *overrides, "model=popularity", "logger=none"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((only_run(tmp_path) / "metrics.json").read_text())
+    model = json.loads((only_run(finished) / "metrics.json").read_text())
+    assert metrics["test/hit@10"] == metrics["popularity/hit@10"] == model["popularity/hit@10"]
+    assert metrics["random/hit@10"] == model["random/hit@10"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["fit=false"], "ckpt_path"),
+        (["fit=false", "ckpt_path=nowhere.ckpt"], "nowhere.ckpt: no such file"),
+        (["fit=false", "ckpt_path={checkpoint}", "dataset.reader.seed=1"], "trained on other data"),
+        (["fit=false", "ckpt_path={history}"], "is not a checkpoint"),
+        (["ckpt_path={checkpoint}"], "fit=false"),
+        (["stopping.monitor=valid/hit@11"], "valid/hit@10"),
+        (["paths.runs=/proc/runs"], "paths.runs"),
+        (["model.optimiser.lr=1e30"], "lr"),
+        (["model.chunk=0"], "model.chunk"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_result(finished, tmp_path, overrides, says):
+    run = only_run(finished)
+    given = [o.format(checkpoint=run / "checkpoints" / "best.ckpt", history=run / "history.csv") for o in overrides]
+    done = train(tmp_path, *given, "logger=none", expect=2)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and says in lines[0], done.stderr
+    assert not list(tmp_path.rglob("metrics.json"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_run_ends_well_where_wandb_is_missing_or_fails(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "wandb.py").write_text("raise ImportError('wandb is not installed')\n")
+    done = train(tmp_path, "trainer.max_epochs=1", PYTHONPATH=str(tmp_path / "broken"))
+    assert "logger wandb is off" in done.stdout
+    assert (only_run(tmp_path) / "metrics.json").exists()
+
+
+def test_several_loggers_at_once(tmp_path):
+    train(tmp_path, "trainer.max_epochs=1", "logger=wandb_tensorboard")
+    run = only_run(tmp_path)
+    assert list((run / "tensorboard").glob("events.*"))
+    assert list((run / "wandb").glob("offline-run-*"))

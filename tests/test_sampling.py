@@ -1,0 +1,328 @@
+"""Random numbers are hashes of what they are for; draws are exact, by weight, and never what is excluded."""
+
+import hashlib
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hydrec.batch import PAD, Catalog
+from hydrec.errors import InputError
+from hydrec.sampling import (
+    AllItems,
+    InBatch,
+    Sampled,
+    below,
+    cumulative,
+    draw,
+    exclude,
+    hash64,
+    lists,
+    one_of,
+)
+
+WORD = 2**64
+
+
+GAMMA = 0x9E3779B97F4A7C15
+
+
+def splitmix(x: int) -> int:
+    x = (x + GAMMA) % WORD
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD
+    return x ^ (x >> 31)
+
+
+def slow_hash(seed: int, purpose: str, *keys: int) -> int:
+    bits = 0
+    for key in (
+        seed,
+        int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "big"),
+        *keys,
+    ):
+        bits = splitmix((bits + key * GAMMA) % WORD)
+    return bits
+
+
+def close(counts: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Pearson's chi-square within five standard deviations of its mean; nothing where nothing is expected."""
+    some = expected > 0
+    statistic = float(((counts - expected)[some] ** 2 / expected[some]).sum())
+    free = int(some.sum()) - 1
+    return int(counts[~some].sum()) == 0 and statistic < free + 5 * (2 * free) ** 0.5
+
+
+def catalog(counts: list[int], users: list[int], items: list[int]) -> Catalog:
+    return Catalog(
+        n_users=max(users, default=0),
+        n_items=len(counts),
+        users=torch.tensor(users, dtype=torch.long),
+        items=torch.tensor(items, dtype=torch.long),
+        times=torch.zeros(len(users), dtype=torch.long),
+        targets=torch.tensor([0, *counts]),
+    )
+
+
+# Random numbers ---------------------------------------------------------------------------------------------
+
+
+def test_splitmix_gives_the_published_stream():
+    first = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [splitmix(1234567 + k * GAMMA) for k in range(3)] == first
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(-(2**63), 2**64 - 1),
+    st.text(max_size=8),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3),
+)
+def test_hash_equals_a_plain_loop(seed, purpose, keys):
+    expected = slow_hash(seed, purpose, *keys)
+    assert int(hash64(seed, purpose, *keys)) % WORD == expected
+    assert int(hash64(seed, purpose, *map(torch.tensor, keys))) % WORD == expected
+
+
+def test_hash_golden_values():
+    rows = torch.tensor([[1], [2]])
+    assert hash64(0, "shuffle", 3, rows, torch.arange(2)).tolist() == [
+        [-2071261539314770775, -3423091325223835561],
+        [-1462188941789835691, 753815532576079553],
+    ]
+
+
+def test_hash_broadcasts_and_tells_keys_apart():
+    rows, number = torch.arange(300)[:, None], torch.arange(200)
+    bits = hash64(1, "a", rows, number)
+    assert bits.shape == (300, 200) and bits.unique().numel() == bits.numel()
+    others = [hash64(2, "a", rows, number), hash64(1, "b", rows, number), hash64(1, "a", number, rows)]
+    assert all((bits != other).float().mean() > 0.99 for other in others)
+    assert torch.equal(bits[17, 5], hash64(1, "a", 17, 5))
+
+
+def test_hashed_bits_are_even_and_independent():
+    bits = hash64(0, "even", torch.arange(40_000))
+    ones = torch.stack([(bits >> k) & 1 for k in range(64)]).double()
+    assert (ones.mean(1) - 0.5).abs().max() < 5 * 0.5 / 200  # standard deviation .5 / sqrt(40,000)
+    assert (torch.corrcoef(ones) - torch.eye(64)).abs().max() < 6 / 200
+
+
+@pytest.mark.parametrize("bound", [1, 7, 1000])
+def test_below_is_uniform(bound):
+    numbers = below(hash64(5, "below", torch.arange(100_000)), bound)
+    assert int(numbers.min()) >= 0 and int(numbers.max()) < bound
+    if bound > 1:
+        assert close(numbers.bincount(minlength=bound), torch.full((bound,), 100_000 / bound))
+
+
+def test_below_takes_a_bound_for_each_number():
+    bounds = torch.tensor([1, 2, 2**40])
+    assert (below(hash64(5, "below", torch.arange(1000)[:, None]), bounds) < bounds).all()
+
+
+# Weights and exclusion --------------------------------------------------------------------------------------
+
+
+def test_weights_are_exact_for_exponents_0_and_1():
+    counts = torch.tensor([9, 3, 0, 5])
+    assert cumulative(counts, 0.0, "key").diff().unique().numel() == 1
+    weights = cumulative(counts, 1.0, "key").diff(prepend=torch.zeros(1, dtype=torch.long))
+    assert weights[0] == weights[2] == 0 and weights[1] * 5 == weights[3] * 3
+    assert 2**39 < weights.sum() <= 2**40
+
+
+def test_weights_follow_a_fractional_exponent():
+    weights = cumulative(torch.tensor([0, 16, 0, 81]), 0.75, "key").diff()
+    assert weights[1] == 0 and abs(float(weights[2] / weights[0]) - 27 / 8) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("counts", "exponent"), [([0, 1], -0.5), ([0, 1], float("nan")), ([0, 0], 1.0), ([0, 9], 1e9)]
+)
+def test_weights_that_cannot_be_are_refused(counts, exponent):
+    with pytest.raises(InputError, match=r"loss\.candidates\.exponent"):
+        cumulative(torch.tensor(counts), exponent, "loss.candidates.exponent")
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_every_unit_of_the_mass_that_is_left_is_drawn_once(data):
+    weights = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=8))
+    owners = data.draw(st.integers(1, 4))
+    pairs = data.draw(
+        st.lists(st.tuples(st.integers(0, owners - 1), st.integers(PAD, len(weights))), max_size=20)
+    )
+    cdf = torch.tensor([0, *weights]).cumsum(0)
+    owner, item = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    rest = exclude(cdf, owner, item, owners)
+    for me in range(owners):
+        allowed = [0 if (me, k + 1) in pairs else weight for k, weight in enumerate(weights)]
+        assert int(rest.left[me]) == sum(allowed)
+        drawn = draw(cdf, rest, torch.tensor([me]), torch.arange(sum(allowed))[None])[0]
+        assert drawn.tolist() == [k + 1 for k, weight in enumerate(allowed) for _ in range(weight)]
+
+
+# Training candidates ----------------------------------------------------------------------------------------
+
+M, V = 4000, 12
+TARGETS = 1 + below(hash64(0, "targets", torch.arange(M)), V)
+HISTORY = below(hash64(0, "history", torch.arange(M)[:, None], torch.arange(3)), V + 1)  # 0 is padding
+USERS = 1 + torch.arange(M) % 5
+ROWS = torch.arange(M) * 3
+COUNTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 40]
+OWNED = [(1 + k % 5, 1 + k % 7) for k in range(30)]
+CATALOG = catalog(COUNTS, *map(list, zip(*OWNED, strict=True)))
+
+
+def sampled(exponent: float, kind: str, count: int = 6, **kwargs) -> Sampled:
+    return Sampled(kwargs.pop("catalog", CATALOG), count=count, exponent=exponent, exclude=kind, **kwargs)
+
+
+def forbidden(kind: str) -> torch.Tensor:
+    """(M, V+1) what a plain reading of the option forbids."""
+    out = torch.zeros(M, V + 1, dtype=torch.bool)
+    out[torch.arange(M), TARGETS] = True
+    if kind == "window":
+        out.scatter_(1, HISTORY, True)
+    if kind == "user":
+        out[:] = False
+        for user, item in OWNED:
+            out[user == USERS, item] = True
+    return out
+
+
+@pytest.mark.parametrize("kind", ["target", "window", "user"])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_negatives_follow_the_weights_and_are_never_excluded(kind, exponent):
+    sampler = sampled(exponent, kind)
+    counts = torch.zeros(V + 1, dtype=torch.float64)
+    for epoch in range(4):
+        drawn = sampler(TARGETS, HISTORY, USERS, ROWS, seed=1, epoch=epoch)
+        assert torch.equal(drawn.items[:, 0], TARGETS) and not drawn.target.any()
+        assert not forbidden(kind).gather(1, drawn.items[:, 1:]).any()
+        counts += drawn.items[:, 1:].flatten().bincount(minlength=V + 1)
+    weights = torch.tensor([0.0, *COUNTS], dtype=torch.float64) ** exponent
+    weights[PAD] = 0
+    allowed = weights * ~forbidden(kind)
+    assert close(counts, (allowed / allowed.sum(1, keepdim=True)).sum(0) * 4 * 6)
+
+
+@pytest.mark.parametrize("kind", ["target", "window", "user"])
+def test_a_row_draws_the_same_whatever_the_batch(kind):
+    sampler, some = sampled(1.0, kind), torch.tensor([3, 99, 7, 2500])
+    whole = sampler(TARGETS, HISTORY, USERS, ROWS, seed=1, epoch=2).items
+    few = sampler(TARGETS[some], HISTORY[some], USERS[some], ROWS[some], seed=1, epoch=2).items
+    assert torch.equal(whole[some], few)
+    for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
+        assert not torch.equal(whole, sampler(TARGETS, HISTORY, USERS, ROWS, **other).items)
+    renamed = sampler(TARGETS, HISTORY, USERS, ROWS + 1, seed=1, epoch=2).items
+    assert not torch.equal(whole, renamed)
+
+
+def test_draws_of_neighbouring_rows_are_unrelated():
+    drawn = sampled(0.0, "target", count=1)(TARGETS, HISTORY, USERS, ROWS, seed=1, epoch=0).items[:, 1]
+    assert abs(float(torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]).double())[0, 1])) < 5 / M**0.5
+
+
+@pytest.mark.parametrize("kind", ["target", "window", "user"])
+def test_nothing_left_to_draw_is_an_input_error(kind):
+    one = catalog([3], [1], [1])
+    args = (torch.tensor([1]), torch.tensor([[PAD]]), torch.tensor([1]), torch.tensor([5]))
+    with pytest.raises(InputError, match=r"loss\.candidates\.exclude"):
+        sampled(0.0, kind, catalog=one)(*args, seed=0, epoch=0)
+
+
+def test_no_rows_give_no_candidates():
+    none = torch.zeros(0, dtype=torch.long)
+    for kind in ("target", "window", "user"):
+        drawn = sampled(0.0, kind)(none, HISTORY[:0], none, none, seed=0, epoch=0)
+        assert drawn.items.shape == (0, 7) and drawn.target.shape == (0,)
+
+
+def test_wrong_settings_name_the_key_and_the_nearest_value():
+    with pytest.raises(InputError, match=r"loss\.candidates\.exclude=windw .*did you mean window"):
+        sampled(0.0, "windw")
+    with pytest.raises(InputError, match=r"loss\.candidates\.count=0"):
+        sampled(0.0, "user", count=0)
+    assert one_of("key", "b", ["a", "b"]) == "b"
+
+
+def test_samplers_keep_nothing_in_checkpoints():
+    for sampler in (sampled(1.0, "user"), sampled(0.0, "window"), AllItems(CATALOG), InBatch(CATALOG)):
+        assert not sampler.state_dict() and not list(sampler.parameters())
+
+
+def test_all_items_and_in_batch():
+    args = (torch.tensor([3, 1, 3]), HISTORY[:3], USERS[:3], ROWS[:3])
+    everything = AllItems(CATALOG)(*args, seed=0, epoch=0)
+    assert everything.items.tolist() == list(range(1, V + 1)) and everything.target.tolist() == [2, 0, 2]
+    batch = InBatch(CATALOG)(*args, seed=0, epoch=0)
+    assert batch.items.tolist() == [1, 3] and batch.target.tolist() == [1, 0, 1]
+
+
+# Evaluation candidates --------------------------------------------------------------------------------------
+
+
+def some_lists(rows: torch.Tensor, **kwargs) -> torch.Tensor:
+    """Lists for rows of the data above; the window is excluded."""
+    window = torch.cat([HISTORY, TARGETS[:, None]], 1)[rows]
+    owner = torch.arange(len(rows)).repeat_interleave(4)
+    cdf = cumulative(CATALOG.targets, kwargs.pop("exponent"), "key")
+    settings = {"count": 5, "replace": False, "seed": 63, "purpose": "test"} | kwargs
+    return lists(cdf, owner, window.flatten(), USERS[rows], ROWS[rows], **settings)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_list_depends_on_its_row_alone(exponent, replace):
+    rows = torch.arange(500)
+    whole = some_lists(rows, exponent=exponent, replace=replace)
+    shuffled = hash64(0, "order", rows).argsort()
+    assert torch.equal(some_lists(shuffled, exponent=exponent, replace=replace), whole[shuffled])
+    assert torch.equal(some_lists(rows[77:78], exponent=exponent, replace=replace), whole[77:78])
+    assert not forbidden("window")[:500].gather(1, whole).any()
+    for other in ({"seed": 64}, {"purpose": "validation"}):
+        assert not torch.equal(some_lists(rows, exponent=exponent, replace=replace, **other), whole)
+
+
+def test_without_replacement_items_are_distinct_with_it_they_are_not():
+    distinct = some_lists(torch.arange(M), exponent=1.0, count=6).sort(dim=1).values
+    assert (distinct.diff(dim=1) > 0).all() and (distinct != PAD).all()
+    repeated = some_lists(torch.arange(M), exponent=1.0, count=6, replace=True).sort(dim=1).values
+    assert (repeated.diff(dim=1) == 0).any() and (repeated != PAD).all()
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
+def test_a_list_is_all_that_is_left_where_that_is_less(exponent):
+    found = some_lists(torch.arange(M), exponent=exponent, count=V + 3)
+    left = ~forbidden("window")
+    left[:, PAD] = False
+    if exponent:
+        left[:, 1] = False  # item 1 is never a training target
+    lengths = left.sum(1)
+    assert torch.equal((found != PAD).sum(1), lengths)
+    assert ((found != PAD) == (torch.arange(V + 3) < lengths[:, None])).all()  # padding comes last
+    present = torch.zeros_like(left).scatter(1, found, True)
+    assert torch.equal(present[:, 1:], left[:, 1:])
+
+
+def test_nothing_left_is_an_empty_list():
+    cdf, one = torch.tensor([0, 1]), torch.ones(1, dtype=torch.long)
+    for replace in (True, False):
+        found = lists(cdf, one - 1, one, one, one, count=2, replace=replace, seed=0, purpose="test")
+        assert found.tolist() == [[PAD, PAD]]
+
+
+def test_lists_without_replacement_are_successive_samples():
+    """The first two of three items come in each order with w_i / w * w_j / (w - w_i)."""
+    weights, n = [1, 2, 3], 30_000
+    none, rows = torch.zeros(0, dtype=torch.long), torch.arange(n)
+    cdf = torch.tensor([0, *weights]).cumsum(0)
+    found = lists(cdf, none, none, rows, rows, count=2, replace=False, seed=1, purpose="test")
+    orders = list(permutations(range(3), 2))
+    expected = [weights[i] / 6 * weights[j] / (6 - weights[i]) * n for i, j in orders]
+    counts = [int(((found[:, 0] == i + 1) & (found[:, 1] == j + 1)).sum()) for i, j in orders]
+    assert close(torch.tensor(counts), torch.tensor(expected))
