@@ -9,7 +9,7 @@ import pytest
 
 SOURCES = Path(__file__).parents[1] / "src" / "hydrec"
 
-# a unit is a module or a package directly under hydrec; units of one floor do not import each other, except on 4
+# a unit is a module or package directly under hydrec; those of one floor do not import each other, but on 4
 FLOORS = [
     {"batch", "errors"},
     {"layers", "losses", "sampling", "metrics"},
@@ -19,7 +19,7 @@ FLOORS = [
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
-# what a unit may import beside the standard library and the floors below; None: anything the project depends on
+# what a unit may import beside the standard library and the floors below; None: whatever is installed
 OUTSIDE: dict[str, set[str] | None] = {
     "batch": {"torch", "jaxtyping"},
     "errors": set(),
@@ -118,7 +118,10 @@ def test_what_is_forbidden_is_found(module: str, line: str) -> None:
     ("module", "line"),
     [
         ("hydrec.layers.graph", "from hydrec.layers.attention import heads"),
-        ("hydrec.models.hgnn", "from hydrec.layers import graph\nfrom hydrec.batch import PAD\nimport torch, math"),
+        (
+            "hydrec.models.hgnn",
+            "from hydrec.layers import graph\nfrom hydrec.batch import PAD\nimport torch, math",
+        ),
         ("hydrec.data.module", "from hydrec.data.log import Feature\nfrom hydrec.sampling import hash64"),
         ("hydrec.tasks", "from hydrec.models.popularity import Popularity"),
         ("hydrec.pipeline", "from hydrec.runs import RunFolder\nimport polars"),

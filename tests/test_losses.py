@@ -73,7 +73,7 @@ def test_a_positive_alone_is_an_error():
         BPR(compare="score")(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize(("on", "nearest"), [("scores", "score"), ("prob", "probability"), (None, "")])
+@pytest.mark.parametrize(("on", "nearest"), [("scores", "score"), ("prob", "probability")])
 def test_a_mistyped_setting_names_the_nearest(on, nearest):
     with pytest.raises(InputError, match=rf"loss\.objective\.compare={on} .*did you mean {nearest}"):
         BPR(compare=on)

@@ -132,6 +132,19 @@ def test_killed_runs_continue_bit_for_bit(finished, tmp_path):
     assert same_run(only_run(finished), only_run(tmp_path))
 
 
+def test_a_run_killed_after_early_stopping_trains_no_further(tmp_path):
+    overrides = ["trainer.max_epochs=50", "stopping.patience=1", "logger=none"]
+    train(tmp_path, *overrides)
+    run = only_run(tmp_path)
+    history = (run / "history.csv").read_text()
+    assert len(history.splitlines()) < 50, "it must have stopped early for this test to mean anything"
+    metrics = (run / "metrics.json").read_text()
+    (run / "metrics.json").unlink()
+    assert "continuing" in train(tmp_path, *overrides).stdout
+    assert (run / "history.csv").read_text() == history
+    assert (run / "metrics.json").read_text() == metrics
+
+
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_the_same_bits_from_any_number_of_processes(finished, tmp_path, processes):
     """From one checkpoint; 16 rows a batch leaves uneven shares."""

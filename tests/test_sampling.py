@@ -316,13 +316,17 @@ def test_nothing_left_is_an_empty_list():
         assert found.tolist() == [[PAD, PAD]]
 
 
-def test_lists_without_replacement_are_successive_samples():
-    """The first two of three items come in each order with w_i / w * w_j / (w - w_i)."""
-    weights, n = [1, 2, 3], 30_000
-    none, rows = torch.zeros(0, dtype=torch.long), torch.arange(n)
+@pytest.mark.parametrize(("weights", "count"), [([1, 2, 3], 2), ([1, 1, 1, 1], 3)])
+def test_lists_without_replacement_are_successive_samples(weights, count):
+    """An order of items has the product of their shares of what was left."""
+    none, rows = torch.zeros(0, dtype=torch.long), torch.arange(60_000)
     cdf = torch.tensor([0, *weights]).cumsum(0)
-    found = lists(cdf, none, none, rows, rows, count=2, replace=False, seed=1, purpose="test")
-    orders = list(permutations(range(3), 2))
-    expected = [weights[i] / 6 * weights[j] / (6 - weights[i]) * n for i, j in orders]
-    counts = [int(((found[:, 0] == i + 1) & (found[:, 1] == j + 1)).sum()) for i, j in orders]
+    found = lists(cdf, none, none, rows, rows, count=count, replace=False, seed=1, purpose="test")
+    counts, expected = [], []
+    for order in permutations(range(len(weights)), count):
+        counts.append(int((found == torch.tensor(order) + 1).all(1).sum()))
+        chance, left = 1.0, sum(weights)
+        for item in order:
+            chance, left = chance * weights[item] / left, left - weights[item]
+        expected.append(chance * len(rows))
     assert close(torch.tensor(counts), torch.tensor(expected))

@@ -16,8 +16,8 @@ class BPR(nn.Module):
     Bayesian personalized ranking from implicit feedback", UAI 2009, where the pairs are drawn one at a time.
 
     Args:
-        compare: ``score``, or ``probability``, the sigmoid of the score: HGNN's eq. 11 read with eq. 10. That one
-            cannot fall below ln(1 + 1/e) = 0.313, and its gradient at scores of 0 is a quarter of the other.
+        compare: ``score``, or ``probability``, the sigmoid of the score: HGNN's eq. 11 read with eq. 10. The
+            latter cannot fall below ln(1 + 1/e) = 0.313; at scores of 0 its gradient is a quarter as large.
 
     Raises:
         InputError: ``compare`` is neither.
@@ -31,7 +31,7 @@ class BPR(nn.Module):
         super().__init__()
         if compare not in ("score", "probability"):
             near = difflib.get_close_matches(str(compare), ("score", "probability"), n=1, cutoff=0.0)[0]
-            raise InputError(f"loss.objective.compare={compare} is neither score nor probability; did you mean {near}?")
+            raise InputError(f"loss.objective.compare={compare} is unknown; did you mean {near}?")
         self.link = nn.Sigmoid() if compare == "probability" else nn.Identity()
 
     def forward(self, scores: Float[Tensor, "M C"], target: Int[Tensor, " M"]) -> Float[Tensor, ""]:

@@ -187,11 +187,8 @@ def _check_choice(override: Override, default: str | None, names: list[str]) -> 
     if override.is_add() or override.is_force_add():
         raise InputError(f"{override.input_line}: {group} has its place already; write {group}={value}")
     if override.is_delete() or value is None:
-        if default is not None:
-            raise InputError(f"{override.input_line}: a run needs a {group}; there are: {', '.join(names)}")
-        if override.is_delete():
-            raise InputError(f"{override.input_line}: write {group}=null")
-        return
+        remedy = f"a run needs a {group}: {', '.join(names)}" if default else f"for no {group}, leave it out"
+        raise InputError(f"{override.input_line}: {remedy}")
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in names:
             near = f"; did you mean {group}={nearest(str(name), names)}?" if names else ""

@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,7 +28,7 @@ TOTAL = 2**40  # mass of the catalogue: the bias of `below` is then 2^-23, and .
 OWNERS = 2**22  # ... as many owners (users; rows of a batch) times the mass stay in int64
 
 
-def one_of(key: str, value: str, options: Iterable[str]) -> str:
+def one_of(key: str, value: Any, options: Iterable[str]) -> str:
     """Returns ``value`` if it is one of ``options``.
 
     Raises:
@@ -41,7 +41,7 @@ def one_of(key: str, value: str, options: Iterable[str]) -> str:
     return value
 
 
-def at_least(key: str, value: int, minimum: int) -> int:
+def at_least(key: str, value: Any, minimum: int) -> int:
     """Returns ``value`` if it is a whole number and not below ``minimum``.
 
     Raises:
@@ -141,7 +141,8 @@ def exclude(
 
     Args:
         cdf: (V+1,) cumulative weights of the items.
-        owner, item: (X,) pairs in any order and any number of times; ``PAD`` has no mass.
+        owner: (X,) owner of each pair; pairs come in any order and any number of times.
+        item: (X,) item of each pair; ``PAD`` has no mass.
         owners: number O of owners, numbered from 0; at most ``OWNERS``.
     """
     pair = torch.unique(owner * len(cdf) + item)
@@ -157,12 +158,11 @@ def exclude(
 def draw(
     cdf: Int[Tensor, " V1"], rest: Remainder, owner: Int[Tensor, " M"], bits: Int[Tensor, "M C"]
 ) -> Int[Tensor, "M C"]:
-    """Draws items by their weights from what is left to each row's owner; ``PAD`` where nothing is left."""
-    owner, left = owner[:, None], rest.left[owner][:, None]
-    point = below(bits, left.clamp(min=1))
+    """Draws items by their weights from what is left to each row's owner, which must be something."""
+    owner = owner[:, None]
+    point = below(bits, rest.left[owner])
     passed = torch.searchsorted(rest.reach, owner * (cdf[-1] + 1) + point, right=True)
-    item = torch.searchsorted(cdf, point + rest.gone[passed] - rest.before[owner], right=True)
-    return torch.where(left > 0, item, PAD)
+    return torch.searchsorted(cdf, point + rest.gone[passed] - rest.before[owner], right=True)
 
 
 # Training candidates ----------------------------------------------------------------------------------------
@@ -266,7 +266,8 @@ class Sampled(nn.Module):
             history: (M, T) items before them, ``PAD`` anywhere.
             users: (M,) their users.
             rows: (M,) names each row: rows of one name draw the same numbers.
-            seed, epoch: of the run.
+            seed: of the run.
+            epoch: of the run.
         """
         owner, rest = self.taken(self.cdf, targets, history, users)
         if bool((rest.left[owner] == 0).any()):
@@ -338,15 +339,18 @@ def lists(
 
     Args:
         cdf: (V+1,) cumulative weights of the items.
-        owner, item: (X,) pairs that exclude an item from the list of row ``owner``, 0..M-1.
-        users, rows: (M,) name each list.
+        owner: (X,) row, 0..M-1, whose list must not have the item of the pair.
+        item: (X,) item of the pair.
+        users: (M,) user of each list.
+        rows: (M,) names each list among those of its user.
         count: length C of a list; ``PAD`` fills it.
         replace: whether an item may come twice.
-        seed, purpose: of the lists.
+        seed: of the lists.
+        purpose: of the lists.
     """
     found = torch.full((len(rows), count), PAD)
     held = torch.zeros_like(rows)
-    number = torch.arange(count)
+    number = torch.arange(2 * count)  # mostly enough to find ``count`` distinct items in one turn
     lacking = torch.arange(len(rows))
     while len(lacking):
         # What a row already has is excluded like the rest: every turn so finds at least one item more.
@@ -355,7 +359,7 @@ def lists(
         bits = hash64(seed, purpose, users[lacking, None], rows[lacking, None], number)
         drawn = draw(cdf, rest, lacking, bits)
         if replace:
-            found[lacking] = drawn
+            found[lacking] = drawn[:, :count]
             break
         fresh = _first(drawn)
         place = held[lacking, None] + fresh.cumsum(1) - 1
@@ -365,9 +369,9 @@ def lists(
         held[lacking] += keep.sum(1)
         lacking = lacking[held[lacking] < count]
         owner, item = torch.cat([owner, at]), torch.cat([item, drawn[keep]])
-        still = torch.isin(owner, lacking)
+        still = (held < count)[owner]
         owner, item = owner[still], item[still]
-        number = number + count
+        number = number + 2 * count
     return found
 
 

@@ -58,7 +58,7 @@ def load(reader: Reader, folder: str | Path, verify: bool = False) -> Interactio
                 _discard(entry)
     log = reader()
     with _writing(folder):
-        return _write(log, entry)
+        return _write(log, entry, reader.name)
 
 
 def _hashes(files: list[Path], sources: Path, verify: bool) -> list[tuple[str, str]]:
@@ -88,7 +88,7 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); mend the disk or the permissions"
+            f"{path}: cannot be read ({error.strerror}); mend the permissions or get it again"
         ) from error
 
 
@@ -106,20 +106,20 @@ def _read(entry: Path, name: str) -> InteractionLog:
         raise _Corrupt(error) from error
 
 
-def _write(log: InteractionLog, entry: Path) -> InteractionLog:
+def _write(log: InteractionLog, entry: Path, name: str) -> InteractionLog:
     """Writes a draft beside the entry and renames it; returns the log as mapped from there."""
     draft = _beside(entry)
     draft.mkdir(parents=True)
     try:
         columns = {}
-        for number, (name, column) in enumerate(log.columns().items()):
+        for number, (key, column) in enumerate(log.columns().items()):
             path = draft / f"{number:02d}.npy"
             np.save(path, column)
-            columns[name] = [path.name, *_state(path)]
+            columns[key] = [path.name, *_state(path)]
         (draft / "meta.json").write_text(
             json.dumps({"fingerprint": log.fingerprint, "columns": columns}, indent=1)
         )
-        mapped = _read(draft, log.name)
+        mapped = _read(draft, name)
         with suppress(
             OSError
         ):  # another process was first: its entry is as good, and what is mapped stays mapped

@@ -157,15 +157,17 @@ class InteractionLog:
 
         Args:
             name: what tables call the data.
-            users, items: raw ids, int or str, one per event.
+            users: raw ids, int or str, one per event.
+            items: raw ids, int or str, one per event.
             times: int64 seconds, one per event.
             values: intensity, one per event, or None.
             k_core: every user and every item left has at least this many events; 0 and 1 drop nothing.
             duplicates: of the events of one user with one item ``keep`` all, the ``first`` or the ``last``
                 by (time, row); ``error`` refuses them.
             item_titles: (raw ids, titles).
-            item_features, user_features: name -> (raw ids, values), where a value may be a list. Raw ids that
-                the log does not have are ignored; an id of the log without a value is unknown.
+            item_features: name -> (raw ids, values), where a value may be a list. Raw ids that the log does
+                not have are ignored; an id of the log without a value is unknown.
+            user_features: as ``item_features``.
             event_features: name -> values, one per event.
             where: says where the event of a given position came from, for messages.
 
@@ -263,7 +265,7 @@ def _refuse_repeats(pair: np.ndarray, where: Callable[[int], str]) -> None:
         again = int(repeated.argmax())
         before = int((pair == pair[again]).argmax())
         raise InputError(
-            f"{where(again)}: the user and the item of {where(before)} again;"
+            f"{where(again)}: repeats the user and item of {where(before)};"
             " set dataset.reader.duplicates to keep, first or last"
         )
 

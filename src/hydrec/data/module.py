@@ -19,7 +19,7 @@ from hydrec.data.protocols import Protocol, Samples, Split, ragged
 from hydrec.errors import InputError, MissingData
 from hydrec.sampling import at_least, cumulative, hash64, lists
 
-BLOCK = 8192  # rows whose candidate lists are drawn at once: bounds memory, never changes a list
+BLOCK = 1024  # rows whose candidate lists are drawn at once: bounds memory, never changes a list
 
 
 class LogData(pl.LightningDataModule):
@@ -170,9 +170,10 @@ class LogData(pl.LightningDataModule):
         log, width = self.log, self.log.n_items + 1
         start = log.offsets[log.users[target]]
         owner, place = ragged(target - start)
-        owner, item = np.divmod(np.unique(owner * width + log.items[start[owner] + place]), width)
-        other = item != log.items[target][owner]
-        owner, item = owner[other], item[other]
+        pair = np.sort(owner * width + log.items[start[owner] + place])  # np.unique would hash: far slower
+        owner, item = np.divmod(pair, width)
+        kept = np.diff(pair, prepend=-1).astype(bool) & (item != log.items[target][owner])
+        owner, item = owner[kept], item[kept]
         counts = np.bincount(owner, minlength=len(target))
         past = np.full((len(target), counts.max(initial=0)), PAD)
         past[owner, ragged(counts)[1]] = item
@@ -344,12 +345,7 @@ class _Gathered(Dataset):
 
 
 def _loader(batch: Callable[[np.ndarray], Any], batches: Shuffled | InOrder) -> DataLoader:
-    # No workers: a batch is one indexing step. The default collation would turn the named tuples into lists.
-    return DataLoader(_Gathered(batch), sampler=batches, batch_size=None, num_workers=0, collate_fn=_as_is)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
+    return DataLoader(_Gathered(batch), sampler=batches, batch_size=None, num_workers=0)
 
 
 def _process() -> tuple[int, int]:

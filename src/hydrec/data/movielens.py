@@ -28,7 +28,7 @@ GENRES = (  # the flags of u.item in order, after one for "unknown"
 
 
 class Table(NamedTuple):
-    """A file, what a line of it looks like, and a pattern that names its fields."""
+    """A file of text: what a line looks like, for messages, and a pattern that names the fields to keep."""
 
     file: str
     form: str
@@ -36,48 +36,58 @@ class Table(NamedTuple):
 
 
 class Release(NamedTuple):
-    """How a family of releases writes its tables; with ``header``, each begins with its form."""
+    """How a family of releases writes its tables; with ``header``, each begins with the form of its lines."""
 
+    ratings: str
+    form: str
+    separator: str
     header: bool
-    separator: str  # of ratings
-    ratings: Table
     movies: Table
     users: Table | None
 
 
 RELEASES = (
     Release(  # 1M and, without users, 10M
-        header=False,
+        ratings="ratings.dat",
+        form="user::movie::rating::time",
         separator="::",
-        ratings=Table("ratings.dat", "user::movie::rating::time", ""),
-        movies=Table("movies.dat", "id::title::genres", r"^(?<id>\d{1,18})::(?<title>.*)::(?<genres>[^:]*)$"),
+        header=False,
+        movies=Table(
+            file="movies.dat",
+            form="id::title::genres",
+            pattern=r"^(?<id>\d{1,18})::(?<title>.*)::(?<genres>[^:]*)$",
+        ),
         users=Table(
-            "users.dat",
-            "id::gender::age::occupation::zip",
-            r"^(?<id>\d{1,18})::(?<gender>[^:]*)::(?<age>[^:]*)::(?<occupation>[^:]*)::(?<zip>[^:]*)$",
+            file="users.dat",
+            form="id::gender::age::occupation::zip",
+            pattern=r"^(?<id>\d{1,18})::(?<gender>\w)::(?<age>\d+)::(?<occupation>\d+)::(?<zip>[^:]*)$",
         ),
     ),
     Release(  # 100K
-        header=False,
+        ratings="u.data",
+        form="user TAB movie TAB rating TAB time",
         separator="\t",
-        ratings=Table("u.data", "user TAB movie TAB rating TAB time", ""),
+        header=False,
         movies=Table(
-            "u.item",
-            "id|title|released|video|url|19 flags",
-            r"^(?<id>\d{1,18})\|(?<title>.*)\|[^|]*\|[^|]*\|[^|]*\|[01](?<flags>(?:\|[01]){18})$",
+            file="u.item",
+            form="id|title|released|video|url|19 flags",
+            pattern=r"^(?<id>\d{1,18})\|(?<title>.*)\|[^|]*\|[^|]*\|[^|]*\|[01](?<flags>(?:\|[01]){18})$",
         ),
         users=Table(
-            "u.user",
-            "id|age|gender|occupation|zip",
-            r"^(?<id>\d{1,18})\|(?<age>[^|]*)\|(?<gender>[^|]*)\|(?<occupation>[^|]*)\|(?<zip>[^|]*)$",
+            file="u.user",
+            form="id|age|gender|occupation|zip",
+            pattern=r"^(?<id>\d{1,18})\|(?<age>\d+)\|(?<gender>\w)\|(?<occupation>[^|]*)\|(?<zip>[^|]*)$",
         ),
     ),
     Release(  # latest-small, 20M, 25M, 32M
-        header=True,
+        ratings="ratings.csv",
+        form="userId,movieId,rating,timestamp",
         separator=",",
-        ratings=Table("ratings.csv", "userId,movieId,rating,timestamp", ""),
+        header=True,
         movies=Table(
-            "movies.csv", "movieId,title,genres", r'^(?<id>\d{1,18}),"?(?<title>.*?)"?,(?<genres>[^,]*)$'
+            file="movies.csv",
+            form="movieId,title,genres",
+            pattern=r'^(?<id>\d{1,18}),"?(?<title>.*?)"?,(?<genres>[^,]*)$',
         ),
         users=None,
     ),
@@ -152,8 +162,8 @@ class MovieLens:
         places = [Path(root) / self.folder for root in roots]
         for place in places:
             for release in RELEASES:
-                tables = [table for table in (release.ratings, release.movies, release.users) if table]
-                found = [_plain_or_gz(place / table.file) for table in tables]
+                names = [release.ratings, *(table.file for table in (release.movies, release.users) if table)]
+                found = [_plain_or_gz(place / name) for name in names]
                 if found[0] and not found[1]:
                     raise InputError(f"{place / release.movies.file}: missing beside the ratings; {MEND}")
                 if found[0]:
@@ -170,7 +180,7 @@ def _plain_or_gz(path: Path) -> Path | None:
 
 def _events(path: Path, release: Release) -> pl.DataFrame:
     """Returns the columns of ``EVENT`` in the order of the file."""
-    content = _content(path, release.ratings.form, release.header)
+    content = _content(path, release.form, release.header)
     single, separator = content, release.separator
     if separator == "::":  # the parser takes one byte only
         single, separator = content.replace(b"::", b"\x1f"), "\x1f"
@@ -192,16 +202,14 @@ def _first_wrong(path: Path, content: bytes, release: Release) -> InputError:
     """Says which line of ratings is the first that is wrong, and what is wrong with it."""
     lines = pl.DataFrame({"cells": _lines(content.decode("latin-1")).str.split(release.separator)})
     count = pl.col("cells").list.len()
-    tests = [pl.when(count != len(EVENT)).then(pl.format("{} fields instead of {}", count, len(EVENT)))]
+    tests = [pl.when(count != len(EVENT)).then(pl.format("{} instead of {} fields", count, len(EVENT)))]
     for place, (name, kind) in enumerate(EVENT.items()):
         cell = pl.col("cells").list.get(place, null_on_oob=True)
         number = "number" if kind == pl.Float32 else "whole number"
         wrong = pl.format(f"{name} '{{}}' is not a {number} of 0 or more", cell)
         tests.append(pl.when(~_usable(cell.cast(kind, strict=False))).then(wrong))
     row, wrong = lines.select(pl.coalesce(tests)).with_row_index().drop_nulls().row(0)
-    return InputError(
-        f"{path}:{row + 1 + release.header}: {wrong} (a line is {release.ratings.form}); {MEND}"
-    )
+    return InputError(f"{path}:{row + 1 + release.header}: {wrong} (a line is {release.form}); {MEND}")
 
 
 def _table(path: Path, table: Table, header: bool) -> pl.DataFrame:
@@ -234,12 +242,8 @@ def _content(path: Path, form: str, header: bool) -> bytes:
     """Returns the lines of a file without byte order mark, header and blank lines at the end."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: the gzip file is cut off or damaged ({error}); {MEND}") from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); mend the disk or the permissions"
-        ) from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {MEND}") from error
     if b"\0" in content:
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
         raise InputError(f"{path}:{line}: a NUL byte, as in UTF-16 text; save it as UTF-8, or {MEND}")
@@ -247,7 +251,7 @@ def _content(path: Path, form: str, header: bool) -> bytes:
         line = content.count(b"\n") + 1
         raise InputError(f"{path}:{line}: the last line has no end, so it may be cut off; {MEND}")
     content = content.removeprefix(b"\xef\xbb\xbf").rstrip()
-    if header:
+    if header and content:
         first, _, content = content.partition(b"\n")
         if first.strip() != form.encode():
             raise InputError(

@@ -412,13 +412,13 @@ def _list_rule(settings: Mapping[str, Any]) -> ListRule:
     return ListRule(**settings)
 
 
-def _flag(key: str, value: bool) -> bool:
+def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"protocol.{key}={value}: must be true or false")
     return value
 
 
-def _share(key: str, value: float) -> Fraction:
+def _share(key: str, value: Any) -> Fraction:
     """A share as the decimal number it was written as, so that a tenth of 70 is 7."""
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise InputError(f"protocol.{key}={value}: must be a share between 0 and 1, both excluded")

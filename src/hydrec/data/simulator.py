@@ -1,22 +1,24 @@
-"""A log whose structure is known: to see what a model finds when there is something to find, and when there is not.
+"""A log whose structure is known: to see what a model finds where there is something to find, and where not.
 
-Not from a paper. Numbers of users, items and events, lengths of histories, ties in time and ratings are those of a
-named public dataset; what happens next is planted. Every kind of structure has a dial from 0, absent, to 1:
+Not from a paper. Users, items, events, lengths of histories, ties in time and ratings are as many and as
+distributed as those of a named public dataset; what happens next is planted. Each kind of structure has a
+dial from 0, absent, to 1:
 
-* ``preference``: a user's events come from three of the factors (0.40, 0.35, 0.25) rather than from all alike;
-* ``timespan``: while the gap to the previous event is short the factor stays, after a long one it is another;
-* ``intensity``: a value is high where the user's next few events are of the same factor;
-* ``fields``: a user's fields follow the main factor, an event's fields the factor of its item;
-* ``popularity``: within a factor the r-th most popular item has weight ``r ** (-1.5 * popularity)``; at 1 items are
-  as unequal as those of MovieLens-100K (Gini coefficient 0.62, there 0.63).
+* ``preference``: a user's events are of three factors (0.40, 0.35, 0.25) rather than of all alike;
+* ``timespan``: the share of sessions that are of one factor, never that of the session before: while the gap
+  to the previous event is short the factor stays, after a long one it is another of the user's;
+* ``intensity``: the share of values that are high where the user's next few events are of the same factor;
+* ``fields``: how often a user's fields are those of the main factor, an event's those of its item's factor;
+* ``popularity``: within a factor the r-th most popular item has weight ``r ** (-1.5 * popularity)``; at 1
+  items are as unequal as those of MovieLens-100K (Gini coefficient 0.62, there 0.63).
 
-Differs from the named datasets in that every history consists of sessions some days apart (in MovieLens most of a
-history is one sitting). The times are the same whatever the dials: at ``timespan=0`` sessions are there and tell
-nothing. No user meets an item twice, and within a user and a factor the order of the items is random, so that at
-``timespan=0`` a history is exchangeable: neither time, order nor recency says anything about what comes next.
+Differs from the named datasets in that every history consists of sessions a month apart (in MovieLens most of
+a history is one sitting). Times are the same whatever the dials: at ``timespan=0`` the sessions are there and
+tell nothing. No user meets an item twice, and which of a factor's items comes when is random, so that at
+``timespan=0`` a history is exchangeable: neither times nor order say anything about what comes next.
 
-A purpose has a stream of random numbers of its own. Turning ``intensity`` or ``fields`` leaves users, items and times
-as they are, ``popularity`` the factors and times, and ``preference`` and ``timespan`` the times.
+Each purpose has random numbers of its own. So ``intensity`` and ``fields`` leave users, items and times as
+they are, ``popularity`` the factors and times, ``preference`` and ``timespan`` the times.
 
 Letters: n events, U users, V items, K factors.
 """
@@ -36,7 +38,10 @@ VERSION = 1
 DAY = 86400
 PROFILE = (0.40, 0.35, 0.25)  # below a half, or leaving a factor for another could not keep the weights
 SESSION = 5.0  # mean events of a session, more for users who would need more days than there are
-GAP = (2.0, 10.0)  # days between sessions: the least, and the mean beyond it
+GAP = (
+    31.0,
+    10.0,
+)  # days between sessions, the least and the mean beyond it: more than the 30 that HGNN's graph joins
 PAUSE = 60.0  # mean seconds between events of a session that are not tied
 ROOM = 0.6  # of a factor's items a user is expected to meet at most
 HORIZON = 5  # events ahead that a value speaks of
@@ -102,7 +107,7 @@ class Shape(NamedTuple):
 
 # Measured on the published files, but for `spread`, which fits the quartiles, and `tiny`, which is for tests.
 SHAPES = {
-    "tiny": Shape(200, 120, 6_000, 15, 60, 1.0, 0.5, 1_000_000_000, 400, (0.06, 0.11, 0.27, 0.35, 0.21)),
+    "tiny": Shape(200, 120, 6_000, 15, 60, 1.0, 0.5, 1_000_000_000, 1000, (0.06, 0.11, 0.27, 0.35, 0.21)),
     "ml-100k": Shape(
         943, 1682, 100_000, 20, 737, 1.3, 0.506, 874_724_710, 214, (0.061, 0.114, 0.271, 0.342, 0.212)
     ),
@@ -124,11 +129,11 @@ class Truth:
         genres: (K,) name of each factor, as in the item feature ``genres``.
         item_factors: (V+1,) factor 0..K-1 of each item, its main genre; -1 for PAD.
         user_factors: (U+1,) main factor of each user, the one of ``PROFILE``'s first weight; -1 for user 0.
-        user_weights: (U+1, K) probability of each factor in the user's history; rows sum to 1, that of user 0 is zero.
+        user_weights: (U+1, K) probability of each factor in the user's history; user 0 has none.
         factors: (n,) factor of each event's item.
         sessions: (n,) number of each event's session, ascending over the log.
-        planted: (n,) whether the event's factor was its session's rather than a free draw from the user's weights.
-        telling: (n,) whether the event's value was set by the events after it.
+        planted: (n,) whether the event's factor is that of a session which is of one factor.
+        telling: (n,) whether the event's value speaks of the events after it.
     """
 
     genres: tuple[str, ...]
@@ -196,106 +201,85 @@ class Simulator:
 
     def __call__(self) -> InteractionLog:
         """Makes the log; the same options give the same bytes."""
-        shape, made = SHAPES[self.shape], self._make()
-        # The table of items is in order of factor and popularity; raw ids are not.
-        raw, order = np.arange(1, shape.items + 1), np.argsort(made.raw_items)
-        main = made.item_factors[order]
+        shape, (made, truth) = SHAPES[self.shape], self._make()
+        raw = np.unique(made.items)
         random = self._stream("catalogue")
-        other = np.where(random.random(shape.items) < SECOND, _below(random, self.factors, shape.items), main)
-        genres = [[GENRES[a], GENRES[b]][: 1 + (a != b)] for a, b in zip(main, other, strict=True)]
         newest = int(np.datetime64(shape.start, "s").astype("M8[Y]").astype(np.int64)) + 1970
-        years = newest - (60 * random.random(shape.items) ** 2).astype(np.int64)
+        years = newest - (60 * random.random(shape.items) ** 2).astype(np.int64)[raw - 1]
+        main = truth.item_factors[1:]
+        draws = random.random(shape.items) < SECOND, _below(random, self.factors, shape.items)
+        second = np.where(draws[0], draws[1], -1)[raw - 1]
+        genres = [[GENRES[m]] + [GENRES[s]] * (s not in (-1, m)) for m, s in zip(main, second, strict=True)]
         return InteractionLog.build(
             name=self.name,
-            users=made.users + 1,
-            items=made.raw_items[made.items],
+            users=made.users,
+            items=made.items,
             times=made.times,
             values=made.values,
             item_titles=(raw, [f"Film {item} ({year})" for item, year in zip(raw, years, strict=True)]),
             item_features={"genres": (raw, genres)},
-            user_features={
-                field: (np.arange(1, shape.users + 1), column) for field, column in made.user_fields.items()
-            },
+            user_features={name: (np.arange(1, shape.users + 1), v) for name, v in made.user_fields.items()},
             event_features=made.event_fields,
         )
 
     def truth(self) -> Truth:
-        """What was planted in the log that a call returns."""
-        made = self._make()
-        raw = made.raw_items[made.items]
-        met, rows = np.unique(
-            raw, return_index=True
-        )  # the log numbers the items it has, in order of their raw ids
-        nobody = np.zeros((1, self.factors))
-        return Truth(
-            genres=GENRES[: self.factors],
-            item_factors=np.concatenate([[-1], made.factors[rows]]),
-            user_factors=np.concatenate([[-1], made.user_factors]),
-            user_weights=np.concatenate([nobody, made.user_weights]),
-            factors=made.factors,
-            sessions=made.sessions,
-            planted=made.planted,
-            telling=made.telling,
-        )
+        """What is planted in the log that a call returns."""
+        return self._make()[1]
 
     def _stream(self, purpose: str) -> np.random.Generator:
         """Random numbers for one purpose, independent of those for any other."""
-        return np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self.seed, zlib.crc32(purpose.encode())]))
-        )
+        key = np.random.SeedSequence([self.seed, zlib.crc32(purpose.encode())])
+        return np.random.Generator(np.random.Philox(key))
 
-    def _make(self) -> "_Made":
+    def _make(self) -> tuple["_Columns", Truth]:
         shape, count = SHAPES[self.shape], self.factors
         lengths = _lengths(shape, self._stream("lengths"))
         users = np.repeat(np.arange(shape.users), lengths)
         times, begins = _times(shape, lengths, users, self._stream("times"))
-        order, weights = _tastes(shape, lengths, count, self.preference, self._stream("users"))
-        factors, planted = _walk(users, begins, order, weights, self.timespan, self._stream("factors"))
+        sessions = np.cumsum(begins) - 1
+        order, weights = _tastes(shape, lengths, count, self.preference, self._stream("tastes"))
+        factors, planted = _walk(users, sessions, order, weights, self.timespan, self._stream("factors"))
 
         sizes = np.full(count, shape.items // count)
         sizes[: shape.items % count] += 1
-        # One random order within every user and factor, of events and so of items: no trace of who was drawn first.
-        shuffle = self._stream("shuffle").random(len(users))
-        factors = _fit(users, factors, shuffle, sizes)
-        items = _items(users, factors, shuffle, sizes, SKEW * self.popularity, self._stream("items"))
+        # In which turn the events of a user and factor get their items: one that does not depend on time.
+        turn = self._stream("turns").random(len(users))
+        meant, factors = factors, _fit(users, factors, turn, sizes)
+        items = _items(users, factors, turn, sizes, SKEW * self.popularity, self._stream("items"))
+        raw = 1 + np.argsort(self._stream("ids").random(shape.items))[items]
 
         values, telling = _values(shape, users, factors, self.intensity, self._stream("values"))
         random = self._stream("fields")
-        by_factor = np.empty_like(weights)
-        np.put_along_axis(by_factor, order, weights, axis=1)
-        return _Made(
-            users=users,
-            items=items,
+        columns = _Columns(
+            users=users + 1,
+            items=raw,
             times=times,
             values=values,
-            factors=factors,
-            sessions=np.cumsum(begins) - 1,
-            planted=planted,
-            telling=telling,
-            raw_items=1 + np.argsort(self._stream("ids").random(shape.items)),
-            item_factors=np.repeat(np.arange(count), sizes),
-            user_factors=order[:, 0],
-            user_weights=by_factor,
             user_fields=_fields(USER_FIELDS, order[:, 0], self.fields, random),
             event_fields=_fields(EVENT_FIELDS, factors, self.fields, random),
         )
+        by_factor = np.zeros((shape.users + 1, count))
+        np.put_along_axis(by_factor[1:], order, weights, axis=1)
+        truth = Truth(
+            genres=GENRES[:count],
+            item_factors=np.concatenate([[-1], factors[np.unique(raw, return_index=True)[1]]]),
+            user_factors=np.concatenate([[-1], order[:, 0]]),
+            user_weights=by_factor,
+            factors=factors,
+            sessions=sessions,
+            planted=planted & (factors == meant),
+            telling=telling,
+        )
+        return columns, truth
 
 
-class _Made(NamedTuple):
-    """Everything about a log; users and items count from 0, items in order of factor and popularity."""
+class _Columns(NamedTuple):
+    """The raw log, in the order of users and times."""
 
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray
     values: np.ndarray
-    factors: np.ndarray
-    sessions: np.ndarray
-    planted: np.ndarray
-    telling: np.ndarray
-    raw_items: np.ndarray
-    item_factors: np.ndarray
-    user_factors: np.ndarray
-    user_weights: np.ndarray
     user_fields: dict[str, np.ndarray]
     event_fields: dict[str, np.ndarray]
 
@@ -314,7 +298,7 @@ def _below(random: np.random.Generator, bound: int, count: int) -> np.ndarray:
 
 
 def _lengths(shape: Shape, random: np.random.Generator) -> np.ndarray:
-    """Events of each user, (U,): Weibull beyond the shortest, at evenly spaced quantiles, with the exact sum."""
+    """Events of each user (U,): Weibull beyond the shortest, at evenly spaced quantiles, of the exact sum."""
     quantiles = (np.argsort(random.random(shape.users)) + 0.5) / shape.users
     beyond = (-np.log1p(-quantiles)) ** shape.spread
     room = shape.events - shape.users * shape.shortest
@@ -331,10 +315,14 @@ def _times(
     n, span = len(users), shape.days * DAY
     first = np.cumsum(lengths) - lengths
     # A session ends after any event with the same probability: how long it has lasted says nothing.
-    sessions = np.minimum(lengths / SESSION, 0.7 * shape.days / GAP[0])
+    sessions = np.minimum(lengths / SESSION, 0.6 * shape.days / GAP[0])
     begins = random.random(n) < (sessions / lengths)[users]
     begins[first] = True
-    beyond = np.minimum(GAP[1], np.maximum(0.7 * shape.days / sessions - GAP[0], 0.0))
+    passed = np.cumsum(begins)
+    begins &= (
+        passed - passed[first][users] <= 0.8 * shape.days / GAP[0]
+    )  # the last one that there is time for goes on
+    beyond = np.clip(0.6 * shape.days / sessions - GAP[0], 1.0, GAP[1])
     days = GAP[0] - beyond[users] * np.log1p(-random.random(n))
     tied = random.random(n) < shape.ties * n / (n - begins.sum())
     pause = np.where(tied, 0.0, 1 - PAUSE * np.log1p(-random.random(n)))
@@ -342,7 +330,7 @@ def _times(
     within = np.where(begins, 0, np.rint(pause)).astype(np.int64)
     between = np.where(begins, days * DAY, 0.0)
     between[first] = 0.0
-    # Whoever would outlast the dataset has all gaps shortened alike.
+    # Whoever would still outlast the dataset has all gaps shortened alike.
     left = (span - np.add.reduceat(within, first)) / np.maximum(np.add.reduceat(between, first), 1)
     steps = within + np.floor(between * np.minimum(left, 1.0)[users]).astype(np.int64)
     enter = random.random(shape.users) * (span - np.add.reduceat(steps, first))
@@ -367,7 +355,7 @@ def _tastes(
 
 def _walk(
     users: np.ndarray,
-    begins: np.ndarray,
+    sessions: np.ndarray,
     order: np.ndarray,
     weights: np.ndarray,
     timespan: float,
@@ -375,53 +363,47 @@ def _walk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The factor each event is meant to have (n,), and whether its session set it (n,).
 
-    A user's factors are arcs of a circle, as long as they are probable. A session is a point, uniform at first; the
-    next one is a step further, at least as long as the longest arc and as far from a whole turn: so never the same
-    factor, and every session's point is uniform, so that all events, free or not, have the user's weights.
+    A user's factors are arcs of a circle, as long as they are probable, and a session is a point on it: the
+    first anywhere, the next a step on that is at least the longest arc and at least as far from a whole turn, so
+    never to the same factor. Each point by itself is uniform: the events of all sessions have the user's weights.
     """
-    longest = weights[:, 0][users]
-    step = longest + (1 - 2 * longest) * random.random(len(users))
-    first = np.flatnonzero(np.diff(users, prepend=-1))
-    step[first] = random.random(len(first))
-    session = np.cumsum(np.where(begins, step, 0.0))
-    planted = random.random(len(users)) < timespan
-    point = np.where(planted, session, random.random(len(users))) % 1.0
+    first = np.flatnonzero(np.diff(sessions, prepend=-1))  # of each session
+    owner = users[first]
+    longest = weights[owner, 0]
+    step = longest + (1 - 2 * longest) * random.random(len(first))
+    start = random.random(len(first))
+    point = np.cumsum(np.where(np.diff(owner, prepend=-1) > 0, start, step))
+    planted = (random.random(len(first)) < timespan)[sessions]
+    point = np.where(planted, point[sessions], random.random(len(users))) % 1.0
     ends = np.cumsum(weights, axis=1)
     ends[:, -1] = 1.0
     arcs = np.searchsorted((ends + np.arange(len(ends))[:, None]).ravel(), users + point, side="right")
-    arcs = np.minimum(arcs - users * weights.shape[1], weights.shape[1] - 1)
-    return order[users, arcs], planted
+    return order[users, np.minimum(arcs - users * weights.shape[1], weights.shape[1] - 1)], planted
 
 
-def _fit(users: np.ndarray, factors: np.ndarray, shuffle: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The factors (n,), but that no user has more events of one than it has items; the excess goes where there is room."""
-    slots, rank = _slots(users, factors, shuffle, len(sizes))
-    excess = slots[rank >= sizes[factors[slots]]]
-    if not len(excess):
-        return factors
-    excess = excess[np.argsort(users[excess], kind="stable")]
-    owners, which, counts = np.unique(users[excess], return_inverse=True, return_counts=True)
-    taken = np.zeros((len(owners), len(sizes)), np.int64)
+def _fit(users: np.ndarray, factors: np.ndarray, turn: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The factors (n,), but what a user has of one beyond its items is spread over what others have left."""
+    slots, rank = _slots(users, factors, turn, len(sizes))
+    excess = np.sort(slots[rank >= sizes[factors[slots]]])
+    owners, row, counts = np.unique(users[excess], return_inverse=True, return_counts=True)
     affected = np.isin(users, owners)
-    np.add.at(taken, (np.searchsorted(owners, users[affected]), factors[affected]), 1)
-    room = np.maximum(sizes - taken, 0).ravel()
-    before = np.cumsum(room.reshape(taken.shape).sum(1))
-    place = (
-        np.concatenate([[0], before[:-1]])[which]
-        + np.arange(len(excess))
-        - (np.cumsum(counts) - counts)[which]
-    )
+    cell = np.searchsorted(owners, users[affected]) * len(sizes) + factors[affected]
+    taken = np.bincount(cell, minlength=len(owners) * len(sizes)).reshape(-1, len(sizes))
+    room = np.maximum(sizes - taken, 0)
+    each = room.sum(1)
+    index = np.arange(len(row)) - np.searchsorted(row, row)
+    place = (np.cumsum(each) - each)[row] + (2 * index + 1) * each[row] // (2 * counts[row])
     fitted = factors.copy()
     fitted[excess] = np.searchsorted(np.cumsum(room), place, side="right") % len(sizes)
     return fitted
 
 
 def _slots(
-    users: np.ndarray, factors: np.ndarray, shuffle: np.ndarray, count: int
+    users: np.ndarray, factors: np.ndarray, turn: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Events by user and factor, shuffled within (n,), and the place of each within its user and factor (n,)."""
+    """Events by user, factor and turn (n,), and the place of each within its user and factor (n,)."""
     group = users * count + factors
-    slots = np.argsort(group + shuffle)
+    slots = np.argsort(group + turn)
     group = group[slots]
     first = np.flatnonzero(np.diff(group, prepend=-1))
     return slots, np.arange(len(slots)) - np.repeat(first, np.diff(first, append=len(slots)))
@@ -430,13 +412,13 @@ def _slots(
 def _items(
     users: np.ndarray,
     factors: np.ndarray,
-    shuffle: np.ndarray,
+    turn: np.ndarray,
     sizes: np.ndarray,
     exponent: float,
     random: np.random.Generator,
 ) -> np.ndarray:
     """Items (n,), in the table's order, drawn by popularity without replacement within each user."""
-    slots, _ = _slots(users, factors, shuffle, len(sizes))
+    slots, _ = _slots(users, factors, turn, len(sizes))
     users, factors = users[slots], factors[slots]
     starts, total = np.cumsum(sizes) - sizes, int(sizes.sum())
     table = np.repeat(np.arange(len(sizes)), sizes)
@@ -448,13 +430,12 @@ def _items(
     items = np.empty(len(slots), np.int64)
     owner = np.zeros(
         (users[-1] + 1) * total, np.int32
-    )  # 1 + slot of the event in which a user met an item; 0: never
+    )  # 1 + the slot where a user meets an item, 0 for nowhere
     left = np.arange(len(slots))
     for _ in range(16):
         factor = factors[left]
-        drawn = np.searchsorted(
-            ends, low[factor] + (high - low)[factor] * random.random(len(left)), side="right"
-        )
+        point = low[factor] + (high - low)[factor] * random.random(len(left))
+        drawn = np.searchsorted(ends, point, side="right")
         drawn = np.clip(drawn, starts[factor], starts[factor] + sizes[factor] - 1)
         pair = users[left] * total + drawn
         new = np.flatnonzero(owner[pair] == 0)

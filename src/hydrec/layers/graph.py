@@ -6,6 +6,7 @@ Shapes: B rows, T history nodes, D width, H heads, E width of a head, K factors 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -114,28 +115,31 @@ class Heads(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], edges: Edges) -> Float[Tensor, "B T HE"]:
         """Concatenated heads."""
-        heads, dim, width = self.weight.shape
-        y = x @ self.weight.transpose(0, 1).reshape(dim, heads * width)  # one product for all heads
-        y = y.unflatten(2, (heads, width)).transpose(1, 2)  # (B, H, T, E)
-        logits = self.dot * (y @ y.mT) + (self.time * edges.weights)[:, None]  # (B, H, T, T)
-        shares = masked_softmax(F.leaky_relu(logits, self.slope), edges.mask[:, None], dim=3)
-        return F.elu((shares @ y).transpose(1, 2).flatten(2))
+        y = torch.einsum("btd,hde->hbte", x, self.weight).contiguous()  # one product for all heads
+        logits = self.dot * (y @ y.mT) + self.time * edges.weights  # (H, B, T, T), eq. 1
+        shares = masked_softmax(F.leaky_relu(logits, self.slope), edges.mask, dim=3)  # eq. 2
+        return F.elu(shares @ y).permute(1, 2, 0, 3).flatten(2)  # eq. 3
+
+
+def linear(*widths: int) -> nn.Sequential:
+    """Linear maps from each width to the next, without biases."""
+    layers = [nn.Linear(*pair, bias=False) for pair in pairwise(widths)]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+    return nn.Sequential(*layers)
 
 
 class Attention(nn.Module):
-    """Heads, mixed by a linear map.
+    """Heads, mixed node by node.
 
     Args:
-        heads: from the nodes to ``width`` columns.
-        width: columns that the heads give.
-        out: width that comes out.
+        heads: a layer with the signature of ``Heads``.
+        mix: from its columns to those that come out.
     """
 
-    def __init__(self, heads: nn.Module, width: int, out: int) -> None:
+    def __init__(self, heads: nn.Module, mix: nn.Module) -> None:
         super().__init__()
-        self.heads = heads
-        self.mix = nn.Linear(width, out, bias=False)
-        nn.init.xavier_uniform_(self.mix.weight)
+        self.heads, self.mix = heads, mix
 
     def forward(self, x: Float[Tensor, "B T D"], edges: Edges) -> Float[Tensor, "B T O"]:
         """Nodes after one step along the edges."""
@@ -146,7 +150,8 @@ class TwoLevels(nn.Module):
     """Attention over the outcome of attention, along the same edges.
 
     Args:
-        first, second: layers with the signature of ``Heads``.
+        first: a layer with the signature of ``Heads``.
+        second: another, from what the first gives.
     """
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
@@ -170,13 +175,12 @@ class Clusters(nn.Module):
     """Shares every node out among K groups and sums each group.
 
     Args:
-        attend: from nodes and edges to ``width`` columns.
-        assign: from these columns to K logits.
+        assign: from nodes and edges to K logits a node.
     """
 
-    def __init__(self, attend: nn.Module, assign: nn.Module) -> None:
+    def __init__(self, assign: nn.Module) -> None:
         super().__init__()
-        self.attend, self.assign = attend, assign
+        self.assign = assign
 
     def forward(
         self,
@@ -186,7 +190,7 @@ class Clusters(nn.Module):
         valid: Bool[Tensor, "B T"],
     ) -> Groups:
         """Groups of the nodes ``z``."""
-        logs = F.log_softmax(self.assign(self.attend(z, edges)), dim=2)  # (B, T, K)
+        logs = F.log_softmax(self.assign(z, edges), dim=2)  # (B, T, K)
         shares = logs.exp() * valid[:, :, None]
         size = shares.sum(1)  # (B, K)
         # not a matrix product: half precision would round times to days

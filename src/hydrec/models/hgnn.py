@@ -4,12 +4,12 @@
 Recommendation"; public code: https://github.com/xlx0010/HGNN (commit 2193524).
 
 Differs from the paper in that the time weights of eq. 9 are clamped like those of the graph: unclamped, a gap
-of one minute would outweigh every other term, and no gap at all is infinite. Where the paper is silent: heads, their
-width and ELU are the public code's, the slope of the rectifier is that of the cited GAT, self-loops follow from
-the definition of the graph, and BPR's explicit L2 falls on the embeddings that a batch looks up, as in the code.
+of one minute would outweigh every other term, and no gap at all is infinite. Where the paper is silent, the
+number and width of heads and ELU are the public code's, the slope of the rectifier is that of the cited GAT,
+self-loops follow from the definition of the graph, and L2 falls on the embeddings that a batch looks up.
 
-Differs from the public code, which does not run, in many ways; ``gat``, ``freeze_heads``, ``gamma_mode``, ``time_unit``
-and the values in conf/experiment/hgnn_public_code.yaml bring its model back, except what makes NaN.
+Differs from the public code, which does not run, in many ways: conf/experiment/hgnn_public_code.yaml brings
+its model back, except what makes NaN.
 
 Shapes: B rows, T history nodes, D width, K factors, M scored rows, C candidate items.
 """
@@ -44,7 +44,7 @@ class Factors(NamedTuple):
 
 
 class HGNN(nn.Module):
-    """Groups a history into ``factors`` preferences; scores an item by those it matches and how recent they are.
+    """Groups a history into ``factors`` preferences; scores items by those they match, recent ones first.
 
     Args:
         catalog: sizes of the data set; only ``n_items`` is read.
@@ -57,17 +57,18 @@ class HGNN(nn.Module):
         edges: ``timed`` for weights that fall with the gap, ``constant`` for weights of 1.
         max_gap: largest gap of joined nodes in units of time (T of the paper); ``None`` joins all.
         self_loops: whether a node sees itself.
-        gat: ``linear`` for heads mixed by W^z and factors by W^s, ``two_level`` for the public code's second
-            attention layer in their place.
-        freeze_heads: keeps the heads' weights as they were drawn, as the public code does by not registering them.
+        gat: ``linear`` for heads mixed by W^z, and by W^s where nodes are assigned to factors; ``two_level``
+            for the public code's second attention layer in their place.
+        freeze_heads: keeps the weights of the (first level's) heads as they were drawn, as the public code,
+            which does not register them. Here a checkpoint carries them all the same.
         refine: false for HGNN-GAT1, without the first graph layer.
         cluster: false for HGNN-GAT2, without the second: each node is a factor.
         gamma: share of the dot product in the logits of eq. 1; the rest is time's.
         gamma_mode: ``mix`` as in eq. 1, ``sum`` for the plain sum of both, which does not read ``gamma``.
         dot_scale: divides the dot product by the root of its width, which the paper does not.
         slope: of the rectifier of eq. 2 for negative logits; 1 is none.
-        query_time: when the recommendation is asked for: at the ``target``'s time (known when serving), at the
-            ``last`` event, or ``none`` for tau = 0.
+        query_time: when the recommendation is asked for: at the time of the ``target`` (known when serving)
+            or of the ``last`` event; ``none`` for tau = 0.
         entropy: lambda1, weight of the assignment entropy of eq. 12.
         l2: lambda2, weight of the squared norms of the embeddings looked up, eq. 13.
 
@@ -120,29 +121,22 @@ class HGNN(nn.Module):
         )
         dot, time = _choose("gamma_mode", gamma_mode, {"mix": (gamma, 1 - gamma), "sum": (1.0, 1.0)})
 
-        def attend(width: int, out: int, count: int) -> graph.Heads:
+        def attend(width: int, out: int, *, heads: int) -> graph.Heads:
             scaled = dot / math.sqrt(out) if dot_scale else dot
-            return graph.Heads(width, out, heads=count, dot=scaled, time=time, slope=slope)
+            return graph.Heads(width, out, heads=heads, dot=scaled, time=time, slope=slope)
 
-        def linear(out: int) -> nn.Module:
-            return graph.Attention(frozen(attend(dim, head_dim, heads)), heads * head_dim, out)
+        def first() -> nn.Module:
+            return attend(dim, head_dim, heads=heads).requires_grad_(not freeze_heads)
 
-        def two_level(out: int) -> nn.Module:
-            return graph.TwoLevels(frozen(attend(dim, head_dim, heads)), attend(heads * head_dim, out, 1))
+        def linear(*out: int) -> nn.Module:
+            return graph.Attention(first(), graph.linear(heads * head_dim, *out))
 
-        def frozen(layer: nn.Module) -> nn.Module:
-            return layer.requires_grad_(not freeze_heads)
-
-        def to_logits() -> graph.Clusters:
-            if layer is two_level:
-                return graph.Clusters(two_level(factors), nn.Identity())
-            assign = nn.Linear(dim, factors, bias=False)
-            nn.init.xavier_uniform_(assign.weight)
-            return graph.Clusters(linear(dim), assign)
+        def two_level(*out: int) -> nn.Module:
+            return graph.TwoLevels(first(), attend(heads * head_dim, out[-1], heads=1))
 
         layer = _choose("gat", gat, {"linear": linear, "two_level": two_level})
         self.refine = layer(dim) if refine else graph.Unchanged()
-        self.cluster = to_logits() if cluster else graph.EachNode()
+        self.cluster = graph.Clusters(layer(dim, factors)) if cluster else graph.EachNode()
         times_asked = {"target": _target_times, "last": _last_times, "none": _target_times}
         self.asked = _choose("query_time", query_time, times_asked)
         self.nearness = torch.zeros_like if query_time == "none" else graph.closeness
@@ -151,12 +145,14 @@ class HGNN(nn.Module):
     def encode(self, batch: SequenceBatch) -> tuple[Factors, Float[Tensor, ""]]:
         """The factors of each history, and the entropy term of the loss (eq. 12)."""
         x = self.item(batch.items)  # (B, T, D)
-        times = self.clock(batch.times).to(x)  # (B, T)
+        first = batch.times[:, :1]  # subtracted as int64: float32 would round
+        times = self.clock(batch.times - first).to(x)  # (B, T)
         valid = graph.filled(batch.lengths, batch.items.shape[1])
         edges = self.join(times, valid)
         z = self.refine(x, edges)  # (B, T, D), eq. 1-3
         groups = self.cluster(z, edges, times, valid)  # eq. 4, 5 and 8
-        nearness = self.nearness(self.clock(self.asked(batch)).to(x) - groups.times)  # (B, K), eq. 9
+        asked = self.clock(self.asked(batch) - first).to(x)  # (B, 1)
+        nearness = self.nearness(asked - groups.times)  # (B, K), eq. 9
         factors = Factors(groups.vectors[:, None], nearness[:, None], groups.valid[:, None])
         return factors, self.entropy * groups.entropy
 
@@ -186,9 +182,7 @@ class HGNN(nn.Module):
 def _choose(key: str, value: str, options: Mapping[str, Any]) -> Any:
     if value not in options:
         near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"model.net.{key}={value} is none of {', '.join(options)}; did you mean {near}?"
-        )
+        raise InputError(f"model.net.{key}={value} is none of {', '.join(options)}; did you mean {near}?")
     return options[value]
 
 

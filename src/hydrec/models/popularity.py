@@ -31,7 +31,8 @@ class Popularity(nn.Module):
 
     Args:
         catalog: sizes of the data set; only ``n_items`` is read.
-        count: ``targets`` counts the samples whose target the item is, ``rows`` the events that training touches.
+        count: ``targets`` counts the training samples whose target it is, ``rows`` the events of it that
+            training touches.
 
     Raises:
         InputError: ``count`` is neither.
