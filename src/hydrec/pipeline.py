@@ -200,7 +200,12 @@ def _quiet() -> None:
     """Leaves the terminal to the run: Lightning's banners and advice on loader workers do not apply."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("hydrec").setLevel(logging.INFO)
-    for message in (".*does not have many workers.*", ".*lr scheduler.*", ".*configure_optimizers.*", ".*exists and is not empty.*"):
+    for message in (
+        ".*does not have many workers.*",  # a batch is one indexing step
+        ".*`configure_optimizers` returned `None`.*",
+        ".*exists and is not empty.*",  # a run continues in its folder
+        ".*LeafSpec.*",  # Lightning's, for torch to mend
+    ):
         warnings.filterwarnings("ignore", message)
 
 

@@ -179,11 +179,12 @@ def test_folder_that_cannot_be_written_names_its_key(source, tmp_path):
     )
 
 
-def test_full_disk_names_the_key_and_leaves_nothing(source, folder, monkeypatch):
-    def full(path, column):
+@pytest.mark.parametrize(("part", "name"), [(np, "save"), (Path, "rename")])
+def test_full_disk_names_the_key_and_leaves_nothing(source, folder, monkeypatch, part, name):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(part, name, full)
     with pytest.raises(InputError, match=r"No space left on device\); set paths\.cache"):
         cache.load(Lines(source), folder)
     assert [path.name for path in folder.iterdir()] == ["sources.json"]

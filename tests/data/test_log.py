@@ -35,18 +35,18 @@ def slow_core(rows, k):
 
 
 def test_columns_of_a_log_made_by_hand():
-    log = InteractionLog.build(name="t", users=[30, 4, 30, 4], items=["b", "a", "a", "c"], times=[9, 5, 7, 5])
+    log = InteractionLog.build(name="t", users=[30, 4, 30, 4], items=["b", "a", "a", "c"], times=[9, 5, 5, 5])
     assert log.user_ids.tolist() == ["", "4", "30"]  # as numbers, 4 before 30
     assert log.item_ids.tolist() == ["", "a", "b", "c"]
     assert log.users.tolist() == [1, 1, 2, 2]
     assert log.items.tolist() == [1, 3, 1, 2]
-    assert log.times.tolist() == [5, 5, 7, 9]
+    assert log.times.tolist() == [5, 5, 5, 9]
     assert log.offsets.tolist() == [0, 0, 2, 4]
     assert np.isnan(log.values).all()
     assert (log.users.dtype, log.items.dtype, log.times.dtype) == (np.int32, np.int32, np.int64)
     assert (log.values.dtype, log.offsets.dtype) == (np.float32, np.int64)
     assert (len(log), log.n_users, log.n_items, log.item_titles) == (4, 2, 3, None)
-    assert log.tie_share == 1 / 4
+    assert log.tie_share == 1 / 4  # the third row has the time of the second, but another user
 
 
 @given(events)
@@ -58,6 +58,12 @@ def test_order_is_by_user_time_and_raw_row(rows):
     for user in range(1, log.n_users + 1):
         assert set(log.users[log.offsets[user] : log.offsets[user + 1]]) == {user}
     assert log.offsets[-1] == len(log)
+
+
+def test_ties_of_many_rows_stay_in_file_order():
+    users, times = np.random.default_rng(0).integers(0, 3, (2, 50_000))
+    log = InteractionLog.build(name="t", users=users, items=users, times=times, values=np.arange(50_000))
+    assert np.array_equal(log.values, np.lexsort((times, users)))
 
 
 @given(events, st.integers(0, 5))

@@ -202,32 +202,62 @@ def slow_released(log, order, in_train):
     return {"train": train + valid * in_train, "valid": valid, "test": test}
 
 
+def long_log(seed: int) -> InteractionLog:
+    """Users with and without a window, times of nine digits and ten, an item of its own for most events."""
+    draw = np.random.default_rng(seed)
+    users = np.concatenate([draw.integers(1, 9, 400), [20, 21, 21]])
+    times = 999_999_900 + draw.integers(0, 200, 403)
+    items = draw.integers(1, 300, 403)
+    return InteractionLog.build(
+        name="toy",
+        users=users,
+        items=items,
+        times=times,
+        item_titles=(np.arange(1, 300), [f"title {k}" for k in range(1, 300)]),
+        item_features={"tags": (np.arange(1, 300), [[f"t{k}", f"u{k}"][: k % 3] for k in range(1, 300)])},
+        event_features={"tag": times.astype(str)},
+    )
+
+
+def words(feature, row: int) -> list[str]:
+    codes = feature.codes[feature.offsets[row] : feature.offsets[row + 1]]
+    return [["PAD", "unknown", *feature.vocabulary][code] for code in codes]
+
+
 @pytest.mark.parametrize(("order", "in_train"), [("numeric", False), ("string", False), ("numeric", True)])
 @pytest.mark.parametrize("seed", range(3))
 def test_released_windows_equal_the_released_script(seed, order, in_train):
-    draw = np.random.default_rng(seed)
-    users = draw.integers(1, 9, 400)
-    times = 999_999_900 + draw.integers(0, 200, 400)  # nine digits and ten
-    log = InteractionLog.build(
-        name="toy",
-        users=users,
-        items=draw.integers(1, 20, 400),
-        times=times,
-        event_features={"tag": times.astype(str)},
-    )
+    log = long_log(seed)
     split = released(order=order, validation_in_train=in_train)(log)
-    expected = slow_released(log, order, in_train)
-    for name, part in split.parts().items():
-        rows = part.first[:, None] + np.arange(3)
-        assert np.array_equal(part.last, part.first + 2) and np.array_equal(part.target, part.first + 2)
-        found = sorted(zip(split.log.users[rows][:, 0].tolist(), split.log.times[rows].tolist(), strict=True))
-        slow = sorted((int(log.users[w[0][1]]), [time for time, _ in w]) for w in expected[name])
-        assert found == slow
-    tag = split.log.event_features["tag"]
-    assert np.array_equal(tag.vocabulary[tag.codes - 2], split.log.times.astype(str))
-    assert np.array_equal(split.log.offsets, log.offsets)
-    if order == "numeric":
-        assert split.log is log
+    assert split.notes == {"users_too_short": 2}
+
+    def window(of, rows):
+        return of.user_ids[of.users[rows[0]]], [
+            (int(of.times[row]), of.item_ids[of.items[row]]) for row in rows
+        ]
+
+    for name, windows in slow_released(log, order, in_train).items():
+        found = [window(split.log, range(first, target + 1)) for first, _, target in parts(split)[name]]
+        assert sorted(found) == sorted(window(log, [row for _, row in events]) for events in windows)
+        assert all(last == target for _, last, target in parts(split)[name])
+
+
+@pytest.mark.parametrize("order", ["numeric", "string"])
+def test_released_windows_have_a_catalogue_of_their_own(order):
+    log = long_log(0)
+    split = released(order=order)(log)
+    mine = split.log
+    assert sorted(set.union(*(touched(part) for part in parts(split).values()))) == list(range(len(mine)))
+    assert sorted(set(mine.items.tolist())) == list(range(1, mine.n_items + 1)) and mine.n_items < log.n_items
+    assert mine.n_users == log.n_users and np.array_equal(mine.user_ids, log.user_ids)
+    for user in range(1, mine.n_users + 1):
+        assert set(mine.users[mine.offsets[user] : mine.offsets[user + 1]].tolist()) <= {user}
+    old = {raw: item for item, raw in enumerate(log.item_ids)}
+    for item, raw in enumerate(mine.item_ids):
+        assert mine.item_titles[item] == log.item_titles[old[raw]]
+        assert words(mine.item_features["tags"], item) == words(log.item_features["tags"], old[raw])
+    for row, time in enumerate(mine.times):
+        assert words(mine.event_features["tag"], row) == [str(time)]
 
 
 def test_released_windows_are_labelled():
@@ -281,11 +311,18 @@ def test_a_missing_list_setting_is_named():
         sliding(candidates="sampled", sampled={k: v for k, v in SAMPLED.items() if k != "seed"})
 
 
-@pytest.mark.parametrize("protocol", [sliding(window=50), released(window=50), leave_one_out()])
-def test_an_empty_part_says_what_there_was(protocol):
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        (sliding(window=50), r"2 users give 0 samples .*protocol\.window below 50"),
+        (released(window=50), r"2 users give 0 samples .*protocol\.window below 50"),
+        (leave_one_out(), r"no sample in valid and test: 2 users give 2 samples .*protocol=leave_one_out"),
+    ],
+)
+def test_an_empty_part_says_what_there_was(protocol, message):
     users = [1, 1, 2, 2]
     log = InteractionLog.build(name="toy", users=users, items=[1, 2, 3, 4], times=[1, 2, 3, 4])
-    with pytest.raises(InputError, match=r"2 users with 4 events.*protocol\.window="):
+    with pytest.raises(InputError, match=message):
         protocol(log)
 
 

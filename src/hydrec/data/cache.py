@@ -120,10 +120,12 @@ def _write(log: InteractionLog, entry: Path, name: str) -> InteractionLog:
             json.dumps({"fingerprint": log.fingerprint, "columns": columns}, indent=1)
         )
         mapped = _read(draft, name)
-        with suppress(
-            OSError
-        ):  # another process was first: its entry is as good, and what is mapped stays mapped
+        try:
             draft.rename(entry)
+        except OSError:
+            if not entry.exists():
+                raise
+            # Another process was first: its entry is as good, and what is mapped stays mapped.
         return mapped
     finally:
         shutil.rmtree(draft, ignore_errors=True)

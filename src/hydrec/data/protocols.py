@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hydrec.batch import PAD
 from hydrec.data.log import Feature, InteractionLog
 from hydrec.errors import InputError
 from hydrec.metrics import RankMetrics
@@ -50,7 +51,7 @@ class Split:
     """The parts that a protocol makes of a log.
 
     Attributes:
-        log: what the pointers point into: the log that was split, or its rows in the protocol's order.
+        log: what the pointers point into: the log that was split, or what the protocol made of it.
         train, valid, test: samples of each part.
         windows: samples in all.
         notes: what was left out, by name: counts for the record of a run.
@@ -109,12 +110,14 @@ class Protocol(ABC):
         name: as configurations call it.
         version: counts changes of the rule itself.
         label: what every table from this protocol must say.
+        needs: what mends an empty part.
         lists: the rule of sampled candidates, ``None`` for the whole catalogue.
     """
 
     name: str
     version = 1
     label = ""
+    needs = "more data, or a protocol.window below {}"
 
     def __init__(
         self,
@@ -164,9 +167,8 @@ class Protocol(ABC):
         empty = [name for name, part in split.parts().items() if not len(part)]
         if empty:
             raise InputError(
-                f"protocol={self.name} leaves no sample in {' and '.join(empty)}: {log.n_users} users with "
-                f"{len(log)} events give {split.windows} samples, {split.notes} aside; lower "
-                f"protocol.window={self.window} or use more data"
+                f"protocol={self.name} leaves no sample in {' and '.join(empty)}: {log.n_users} users give"
+                f" {split.windows} samples ({split.notes}); use {self.needs.format(self.window)}"
             )
         return split
 
@@ -259,6 +261,9 @@ class ReleasedWindows(Protocol):
     its first events, one event apart, and that windows go to parts by a random permutation. Neighbouring
     windows share all but one of their events, so most test targets are in training windows: hence the label.
 
+    The log is cut down to the events of its windows. So the catalogue is theirs, as released: 3,388 of the
+    3,706 items of MovieLens-1M. Competitors drawn from the others, which no window has, would be too easy.
+
     Users are taken by ascending id, the order of the file for MovieLens-1M.
 
     Args:
@@ -311,10 +316,14 @@ class ReleasedWindows(Protocol):
 
     def __call__(self, log: InteractionLog) -> Split:
         """Splits a log by permutation; see `Protocol`."""
+        rows = np.arange(len(log))
         if self.order == "string":
-            log = _reordered(log, np.lexsort((log.times.astype(str), log.users)))
+            rows = np.lexsort((log.times.astype(str), log.users))
         sizes = np.diff(log.offsets)
-        samples = _windows(log, self.window, 1, sizes // (self.window + 1))
+        counts = sizes // (self.window + 1)
+        reached = np.where(counts > 0, counts + self.window, 0)
+        log = _selected(log, rows[ragged(sizes)[1] < reached[log.users]])
+        samples = _windows(log, self.window, 1, counts)
         shuffled = np.random.RandomState(self.seed).permutation(len(samples))
         tested = len(samples) * self.test.numerator // self.test.denominator
         validated = (len(samples) - tested) * self.valid.numerator // self.valid.denominator
@@ -347,6 +356,7 @@ class LeaveOneOut(Protocol):
     """
 
     name = "leave_one_out"
+    needs = "data with more events a user: protocol=leave_one_out tests users with three or more"
 
     def rule(self) -> dict[str, Any]:
         """Nothing beside the window."""
@@ -390,16 +400,31 @@ def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) 
     return Samples(first, first + window, first + window)
 
 
-def _reordered(log: InteractionLog, order: np.ndarray) -> InteractionLog:
-    """A log with the rows of each user in another order."""
-    features = {}
-    for name, feature in log.event_features.items():
-        counts = np.diff(feature.offsets)[order]
-        owner, place = ragged(counts)
-        codes = feature.codes[feature.offsets[order][owner] + place]
-        features[name] = Feature(feature.vocabulary, codes, np.concatenate([[0], counts.cumsum()]))
-    columns = {name: getattr(log, name)[order] for name in ("users", "items", "times", "values")}
-    return dataclasses.replace(log, **columns, event_features=features)
+def _selected(log: InteractionLog, rows: np.ndarray) -> InteractionLog:
+    """A log of some rows, each user's together, and of the items that they have; users keep their numbers."""
+    met = np.bincount(log.items[rows], minlength=log.n_items + 1) > 0
+    met[PAD] = True
+    users, items = log.users[rows], (met.cumsum(dtype=np.int32) - 1)[log.items[rows]]
+    sizes = np.bincount(users, minlength=log.n_users + 1)
+    return dataclasses.replace(
+        log,
+        users=users,
+        items=items,
+        times=log.times[rows],
+        values=log.values[rows],
+        offsets=np.concatenate([[0], sizes.cumsum()]),
+        item_ids=log.item_ids[met],
+        item_titles=None if log.item_titles is None else log.item_titles[met],
+        item_features={name: _rows_of(one, np.flatnonzero(met)) for name, one in log.item_features.items()},
+        event_features={name: _rows_of(one, rows) for name, one in log.event_features.items()},
+    )
+
+
+def _rows_of(feature: Feature, rows: np.ndarray) -> Feature:
+    counts = np.diff(feature.offsets)[rows]
+    owner, place = ragged(counts)
+    codes = feature.codes[feature.offsets[rows][owner] + place]
+    return Feature(feature.vocabulary, codes, np.concatenate([[0], counts.cumsum()]))
 
 
 def _list_rule(settings: Mapping[str, Any]) -> ListRule:

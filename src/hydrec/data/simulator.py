@@ -10,12 +10,13 @@ dial from 0, absent, to 1:
 * ``intensity``: the share of values that are high where the user's next few events are of the same factor;
 * ``fields``: how often a user's fields are those of the main factor, an event's those of its item's factor;
 * ``popularity``: within a factor the r-th most popular item has weight ``r ** (-1.5 * popularity)``; at 1
-  items are as unequal as those of MovieLens-100K (Gini coefficient 0.62, there 0.63).
+  items are about as unequal as MovieLens's (Gini coefficient 0.63).
 
 Differs from the named datasets in that every history consists of sessions a month apart (in MovieLens most of
 a history is one sitting). Times are the same whatever the dials: at ``timespan=0`` the sessions are there and
-tell nothing. No user meets an item twice, and which of a factor's items comes when is random, so that at
-``timespan=0`` a history is exchangeable: neither times nor order say anything about what comes next.
+tell nothing. No user meets an item twice; what a factor has too few items for goes to others. Which of a
+factor's items comes when is random, so that at ``timespan=0`` a history is exchangeable: neither times nor
+order say anything about what comes next.
 
 Each purpose has random numbers of its own. So ``intensity`` and ``fields`` leave users, items and times as
 they are, ``popularity`` the factors and times, ``preference`` and ``timespan`` the times.
@@ -31,38 +32,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hydrec.data.log import InteractionLog
+from hydrec.data.movielens import GENRES
 from hydrec.errors import InputError
 
-VERSION = 1
+VERSION = 1  # to be raised when the same options give another log
 
 DAY = 86400
 PROFILE = (0.40, 0.35, 0.25)  # below a half, or leaving a factor for another could not keep the weights
 SESSION = 5.0  # mean events of a session, more for users who would need more days than there are
-GAP = (
-    31.0,
-    10.0,
-)  # days between sessions, the least and the mean beyond it: more than the 30 that HGNN's graph joins
+GAP = (31.0, 10.0)  # days between sessions, least and mean beyond it; HGNN's graph joins up to 30
 PAUSE = 60.0  # mean seconds between events of a session that are not tied
 ROOM = 0.6  # of a factor's items a user is expected to meet at most
 HORIZON = 5  # events ahead that a value speaks of
 SKEW = 1.5  # exponent of the items' popularity at most
 SECOND = 0.4  # share of items with a second genre, which means nothing
 
-GENRES = (
-    *(
-        "Drama",
-        "Comedy",
-        "Action",
-        "Thriller",
-        "Romance",
-        "Adventure",
-        "Children's",
-        "Crime",
-        "Sci-Fi",
-        "Horror",
-    ),
-    *("War", "Mystery", "Musical", "Documentary", "Animation", "Western", "Film-Noir", "Fantasy"),
-)
 USER_FIELDS = {
     "gender": ("F", "M"),
     "age": ("Under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+"),
@@ -364,8 +348,8 @@ def _walk(
     """The factor each event is meant to have (n,), and whether its session set it (n,).
 
     A user's factors are arcs of a circle, as long as they are probable, and a session is a point on it: the
-    first anywhere, the next a step on that is at least the longest arc and at least as far from a whole turn, so
-    never to the same factor. Each point by itself is uniform: the events of all sessions have the user's weights.
+    first anywhere, the next a step on that is at least the longest arc and at least as far from a whole turn,
+    so never to the same factor. Each point by itself is uniform: sessions have the user's weights.
     """
     first = np.flatnonzero(np.diff(sessions, prepend=-1))  # of each session
     owner = users[first]
@@ -384,7 +368,7 @@ def _walk(
 def _fit(users: np.ndarray, factors: np.ndarray, turn: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """The factors (n,), but what a user has of one beyond its items is spread over what others have left."""
     slots, rank = _slots(users, factors, turn, len(sizes))
-    excess = np.sort(slots[rank >= sizes[factors[slots]]])
+    excess = slots[rank >= sizes[factors[slots]]]
     owners, row, counts = np.unique(users[excess], return_inverse=True, return_counts=True)
     affected = np.isin(users, owners)
     cell = np.searchsorted(owners, users[affected]) * len(sizes) + factors[affected]
@@ -450,6 +434,12 @@ def _items(
         place = np.arange(len(left)) - np.searchsorted(group, group)
         choice = np.searchsorted(unmet // total * len(sizes) + table[unmet % total], group) + place
         items[left] = unmet[choice] % total
+    # A published catalogue has no items without events: one event of a popular item of the factor for each.
+    unused = np.flatnonzero(np.bincount(items, minlength=total) == 0)
+    popular = np.flatnonzero(items - starts[factors] < sizes[factors] / 10)
+    popular = popular[np.argsort(factors[popular] + turn[slots][popular])]
+    place = np.arange(len(unused)) - np.searchsorted(table[unused], table[unused])
+    items[popular[np.searchsorted(factors[popular], table[unused]) + place]] = unused
     back = np.empty_like(items)
     back[slots] = items
     return back
