@@ -1,5 +1,6 @@
-"""Whole runs on a tiny simulated dataset: what they leave, how they resume, what several processes agree on."""
+"""Whole runs on a tiny simulated log: what they leave, how they resume, what several processes agree on."""
 
+import errno
 import json
 import os
 import random
@@ -12,6 +13,12 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from omegaconf import open_dict
+
+from hydrec import pipeline
+from hydrec.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -40,6 +47,26 @@ def train(folder: Path, *overrides: str, expect: int = 0, **environment: str) ->
     return done
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Runs the pipeline in this process, which saves importing torch, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str, start: list[str] = TINY) -> dict[str, float]:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            composed = compose("train", [*start, "logger=none", *overrides], return_hydra_config=True)
+        chosen = composed.hydra.runtime.choices
+        with open_dict(composed):
+            del composed.hydra
+            composed.names = {group: chosen[group] for group in ("dataset", "protocol", "model", "loss")}
+        try:
+            return pipeline.run(composed)
+        except InstantiationException as error:  # Hydra wraps what a constructor raises; cli.py looks inside
+            raise error.__cause__ or error from None
+
+    return run
+
+
 def only_run(folder: Path) -> Path:
     """The one run folder below ``folder``."""
     (run,) = (p for p in (folder / "runs" / "single").iterdir() if not p.name.rpartition(".old")[1])
@@ -52,7 +79,9 @@ def same_run(a: Path, b: Path) -> bool:
     assert (a / "test.parquet").read_bytes() == (b / "test.parquet").read_bytes()
     assert json.loads((a / "metrics.json").read_text()) == json.loads((b / "metrics.json").read_text())
     for name in ("best.ckpt", "last.ckpt"):
-        left, right = (torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (a, b))
+        left, right = (
+            torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (a, b)
+        )
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
     return True
@@ -69,9 +98,8 @@ def finished(tmp_path_factory) -> Path:
 def test_a_run_leaves_what_the_documents_say(finished):
     run = only_run(finished)
     names = {p.name for p in run.iterdir()} - {".lock"}
-    assert names == {
-        "config.yaml", "metrics.json", "run.json", "history.csv", "test.parquet", "catalog.parquet", "checkpoints", "wandb",
-    }  # fmt: skip
+    files = ("config.yaml", "metrics.json", "run.json", "history.csv", "test.parquet", "catalog.parquet")
+    assert names == {*files, "checkpoints", "wandb"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert run.name.startswith("simulated-sliding_window-hgnn-s0-")
     assert {p.name for p in finished.iterdir()} == {"runs", "cache"}, "Hydra must write nothing of its own"
@@ -176,17 +204,24 @@ def test_multirun_with_ddp_trains_each_job_in_its_own_folder(tmp_path):
     assert all((run / "metrics.json").exists() for run in runs)
 
 
-def test_popularity_needs_no_training_and_stands_beside_every_model(finished, tmp_path):
-    overrides = [o for o in TINY if not o.startswith("model.net")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides, "model=popularity", "logger=none"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((only_run(tmp_path) / "metrics.json").read_text())
+def test_popularity_needs_no_training_and_stands_beside_every_model(finished, here, tmp_path):
+    start = [override for override in TINY if not override.startswith("model.net")]
+    metrics = here("model=popularity", start=start)
+    assert (only_run(tmp_path) / "checkpoints" / "best.ckpt").exists()
     model = json.loads((only_run(finished) / "metrics.json").read_text())
-    assert metrics["test/hit@10"] == metrics["popularity/hit@10"] == model["popularity/hit@10"]
-    assert metrics["random/hit@10"] == model["random/hit@10"]
+    for name in ("hit@5", "ndcg@10", "mean_rank"):
+        assert metrics[f"test/{name}"] == metrics[f"popularity/{name}"] == model[f"popularity/{name}"]
+        assert metrics[f"random/{name}"] == model[f"random/{name}"]
+
+
+def test_other_candidates_are_a_run_of_the_same_checkpoint(finished, here, tmp_path):
+    checkpoint = only_run(finished) / "checkpoints" / "best.ckpt"
+    full = json.loads((only_run(finished) / "metrics.json").read_text())
+    sampled = here("fit=false", f"ckpt_path={checkpoint}", "protocol.candidates=sampled")
+    assert sampled["test/hit@10"] > full["test/hit@10"]
+    assert polars.read_parquet(only_run(tmp_path) / "test.parquet")["candidates"].unique().to_list() == [51]
+    masked = here("fit=false", f"ckpt_path={checkpoint}", "protocol.mask_history=true")
+    assert masked["test/mean_rank"] < full["test/mean_rank"]
 
 
 @pytest.mark.parametrize(
@@ -194,23 +229,62 @@ def test_popularity_needs_no_training_and_stands_beside_every_model(finished, tm
     [
         (["fit=false"], "ckpt_path"),
         (["fit=false", "ckpt_path=nowhere.ckpt"], "nowhere.ckpt: no such file"),
-        (["fit=false", "ckpt_path={checkpoint}", "dataset.reader.seed=1"], "trained on other data"),
+        (
+            ["fit=false", "ckpt_path={checkpoint}", "dataset.reader.seed=1"],
+            "trained on other data: its fingerprint",
+        ),
         (["fit=false", "ckpt_path={history}"], "is not a checkpoint"),
         (["ckpt_path={checkpoint}"], "fit=false"),
-        (["stopping.monitor=valid/hit@11"], "valid/hit@10"),
+        (["stopping.monitor=valid/hit@11"], "did you mean valid/hit@10"),
         (["paths.runs=/proc/runs"], "paths.runs"),
         (["model.optimiser.lr=1e30"], "lr"),
         (["model.chunk=0"], "model.chunk"),
+        (["batch_size=0"], "batch_size"),
+        (["protocol.window=1000"], "protocol.window"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_no_result(finished, tmp_path, overrides, says):
+def test_bad_input_is_one_line_and_leaves_no_result(finished, here, tmp_path, overrides, says):
     run = only_run(finished)
-    given = [o.format(checkpoint=run / "checkpoints" / "best.ckpt", history=run / "history.csv") for o in overrides]
-    done = train(tmp_path, *given, "logger=none", expect=2)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and says in lines[0], done.stderr
+    known = {"checkpoint": run / "checkpoints" / "best.ckpt", "history": run / "history.csv"}
+    with pytest.raises(InputError) as error:
+        here(*(override.format(**known) for override in overrides))
+    assert says in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
     assert not list(tmp_path.rglob("metrics.json"))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_other_data_under_the_same_name_is_refused_and_set_aside(here, tmp_path, monkeypatch):
+    here("trainer.max_epochs=1")
+    run = only_run(tmp_path)
+    about = json.loads((run / "run.json").read_text())
+    about["dataset"]["fingerprint"] = "another"
+    (run / "run.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"other data.*rerun=true"):
+        here("trainer.max_epochs=1")
+    here("trainer.max_epochs=1", "rerun=true")
+    assert (run.with_name(run.name + ".old1") / "run.json").exists()
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_it_continues_later(here, tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        if "last.ckpt" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="No space left"):
+            here()
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("last.ckpt"))
+    here()
+    assert (only_run(tmp_path) / "metrics.json").exists()
+
+
+def test_a_mistake_costs_one_line_on_the_terminal(tmp_path):
+    done = train(tmp_path, "stopping.monitor=valid/hit@11", expect=2)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("hydrec: ")
 
 
 def test_a_run_ends_well_where_wandb_is_missing_or_fails(tmp_path):

@@ -11,7 +11,13 @@ import pytest
 from hydrec.errors import InputError
 from hydrec.runs import RunFolder, digest, write_atomically
 
-CONFIG = {"seed": 0, "model": {"net": {"dim": 64}}, "paths": {"runs": "runs"}, "logger": {"wandb": {}}, "rerun": False}
+CONFIG = {
+    "seed": 0,
+    "model": {"net": {"dim": 64}},
+    "paths": {"runs": "runs"},
+    "logger": {"wandb": {}},
+    "rerun": False,
+}
 
 
 def test_digest_names_what_is_run_and_not_where():
@@ -49,7 +55,10 @@ def test_two_processes_never_share_a_folder(tmp_path):
         "with RunFolder(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdout.readline() == "held\n"
     folder = RunFolder(tmp_path / "run")

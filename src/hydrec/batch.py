@@ -1,6 +1,7 @@
-"""The words that data and models share: batches, evaluation candidates, and what a model may know of the data.
+"""The words that data and models share: batches, evaluation candidates, what a model may know of the data.
 
-Shapes: B rows, T history positions, P scored positions, C candidates, E excluded items, R training rows, V items.
+Shapes: B rows, T history positions, P scored positions, C candidates, E excluded items, R training rows,
+V items.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What happens around an epoch: early stopping and checkpoints that resume exactly, and ``history.csv``."""
+"""What happens around an epoch: checkpoints that resume exactly, early stopping, and ``history.csv``."""
 
 import io
 import math
@@ -16,10 +16,17 @@ from hydrec.errors import InputError
 from hydrec.runs import RunFolder, write_atomically
 
 
+@rank_zero_only
+def say(line: str) -> None:
+    """Prints a line once, whatever the number of processes."""
+    print(line, flush=True)
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints that are whole or absent, and plain enough to load with ``weights_only=True``.
 
-    Lightning's own go through the temporary directory; from there to another disk is a copy, which a kill can cut.
+    Lightning's own go through the temporary directory; from there to another disk is a copy, which a
+    kill cuts short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -28,7 +35,9 @@ class CheckpointFiles(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Loads a checkpoint without unpickling code.
 
         Raises:
@@ -46,9 +55,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"ckpt_path={path}: no such file; a run's own is RUN_FOLDER/checkpoints/best.ckpt") from error
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and more, by where the damage is
-        raise InputError(f"{path} is not a checkpoint ({type(error).__name__}); delete it, or give another") from error
+        raise InputError(f"ckpt_path={path}: no such file; a run has checkpoints/best.ckpt") from error
+    except Exception as error:  # RuntimeError, UnpicklingError, EOFError and more, by where the damage is
+        raise InputError(f"{path} is not a checkpoint ({type(error).__name__}); delete it") from error
+
+
+def checkpoints(folder: RunFolder, *, monitor: str, mode: str) -> list[pl.Callback]:
+    """Keeps ``best.ckpt`` by the monitored value, then ``last.ckpt`` of every finished epoch."""
+    common: dict[str, Any] = {"dirpath": folder.best.parent, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename=folder.best.stem, monitor=monitor, mode=mode, **common),
+        ModelCheckpoint(filename=folder.last.stem, save_on_train_epoch_end=True, **common),
+    ]
 
 
 class Patience(EarlyStopping):
@@ -61,18 +79,19 @@ class Patience(EarlyStopping):
 
 
 class History(pl.Callback):
-    """Writes ``history.csv``: per epoch, losses, validation metrics and a net's ``scalars()``, with cumulative steps.
+    """Writes ``history.csv``: per epoch, cumulative steps, losses, validation metrics, a net's ``scalars()``.
 
-    The rows travel in the checkpoint, so a resumed run writes the file that the uninterrupted run writes. Wall-clock
-    seconds are kept apart for that reason.
+    The rows travel in the checkpoint, so a resumed run writes the file that the uninterrupted run writes.
+    Wall-clock seconds are kept apart for that reason.
 
     Args:
         folder: where the file goes.
+        monitor: the metric that chooses the epoch.
         echo: also prints a line per epoch (where no progress bar is drawn).
     """
 
-    def __init__(self, folder: RunFolder, *, echo: bool) -> None:
-        self.folder, self.echo = folder, echo
+    def __init__(self, folder: RunFolder, *, monitor: str, echo: bool) -> None:
+        self.folder, self.monitor, self.echo = folder, monitor, echo
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
 
@@ -86,31 +105,26 @@ class History(pl.Callback):
         Raises:
             InputError: the training loss is not finite.
         """
-        losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-        if not all(map(math.isfinite, losses.values())):
+        task: Any = pl_module
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        if not math.isfinite(row["train/loss"]):
             raise InputError(
-                f"epoch {trainer.current_epoch}: the training loss is not finite; lower model.optimiser.lr or set "
-                "trainer.gradient_clip_val"
+                f"epoch {trainer.current_epoch}: the training loss is not finite; lower model.optimiser.lr "
+                "or set trainer.gradient_clip_val"
             )
-        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, **losses}
-        row |= {k: v for k, v in pl_module.results.items() if k.startswith("valid/")}
-        if hasattr(pl_module.net, "scalars"):
-            row |= pl_module.net.scalars()
+        row |= {k: v for k, v in task.results.items() if k.startswith("valid/")}
+        if hasattr(task.net, "scalars"):
+            row |= task.net.scalars()
         self.rows.append(row)
         self.seconds += time.perf_counter() - self.started
-        self._write(trainer)
-
-    def _write(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             self.folder.write_csv("history.csv", self.rows)
-            if self.echo:
-                row = self.rows[-1]
-                monitor = trainer.early_stopping_callback.monitor
-                print(
-                    f"epoch {row['epoch']:3d}  loss {row['train/loss']:.4f}  {monitor} {row.get(monitor, math.nan):.4f}"
-                    f"  {self.seconds / len(self.rows):.1f} s an epoch",
-                    flush=True,
-                )
+        if self.echo:
+            say(
+                f"epoch {row['epoch']:3d}  loss {row['train/loss']:.4f}  {self.monitor} "
+                f"{row.get(self.monitor, math.nan):.4f}  {self.seconds / len(self.rows):.1f} s an epoch"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and seconds, for the checkpoint."""
@@ -122,45 +136,31 @@ class History(pl.Callback):
 
 
 class Identity(pl.Callback):
-    """Writes what a checkpoint was trained on into it, and refuses one that was trained on something else.
+    """Writes what a checkpoint was trained on into it.
 
     Args:
-        identity: dataset name, fingerprint and sizes, plain JSON values.
+        data: name, fingerprint and sizes of the dataset, plain JSON values.
     """
 
-    def __init__(self, identity: dict[str, Any]) -> None:
-        self.identity = identity
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
 
     def state_dict(self) -> dict[str, Any]:
         """The identity, for the checkpoint."""
-        return self.identity
+        return self.data
 
-    @classmethod
-    def check(cls, path: str | Path, identity: dict[str, Any]) -> None:
-        """Raises unless the checkpoint was trained on the data of ``identity``.
+    def weights(self, path: str | Path) -> dict[str, Any]:
+        """The state dict of a checkpoint that was trained on this data.
 
         Raises:
-            InputError: names the first field that differs.
+            InputError: it is not a checkpoint, or of other data: names the first field that differs.
         """
-        found = read_checkpoint(path).get("callbacks", {}).get(cls.__qualname__, {})
-        for field, value in identity.items():
+        checkpoint = read_checkpoint(path)
+        found = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        for field, value in self.data.items():
             if found.get(field) != value:
                 raise InputError(
-                    f"ckpt_path={path} was trained on other data: its {field} is {found.get(field)}, here it is {value}; "
-                    "give the dataset and options of its run (config.yaml beside it)"
+                    f"{path} was trained on other data: its {field} is {found.get(field)}, here it is "
+                    f"{value}; give the dataset and options of its run (config.yaml beside it)"
                 )
-
-
-def checkpoints(folder: RunFolder, *, monitor: str, mode: str) -> list[pl.Callback]:
-    """Keeps ``best.ckpt`` by the monitored value and ``last.ckpt`` of every finished epoch, best first."""
-    common: dict[str, Any] = {"dirpath": folder.best.parent, "enable_version_counter": False, "save_top_k": 1}
-    return [
-        ModelCheckpoint(filename=folder.best.stem, monitor=monitor, mode=mode, **common),
-        ModelCheckpoint(filename=folder.last.stem, save_on_train_epoch_end=True, **common),
-    ]
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Prints a line once, whatever the number of processes."""
-    print(line, flush=True)
+        return checkpoint["state_dict"]

@@ -1,4 +1,4 @@
-"""Mirrors of a run in W&B and TensorBoard. The run folder is the truth: a mirror that fails is switched off, and said so."""
+"""Mirrors of a run in W&B and TensorBoard. The run folder is the truth: one that fails is switched off."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ Table = tuple[list[str], list[list[Any]]]  # column names, rows
 
 
 class Wandb(WandbLogger):
-    """One W&B run: offline unless asked otherwise, in the run folder, with configuration, data identity and test table.
+    """One W&B run, in the run folder, with configuration, data identity and test table.
 
     Args:
         project: W&B project.
@@ -24,7 +24,15 @@ class Wandb(WandbLogger):
     """
 
     def __init__(
-        self, *, project: str, offline: bool, tags: list[str], group: str | None, job_type: str, name: str, save_dir: Path
+        self,
+        *,
+        project: str,
+        offline: bool,
+        tags: list[str],
+        group: str | None,
+        job_type: str,
+        name: str,
+        save_dir: Path,
     ) -> None:
         super().__init__(
             project=project,
@@ -42,7 +50,7 @@ class Wandb(WandbLogger):
         """Puts the test metrics into the run's summary and the table of results beside them."""
         import wandb
 
-        self.experiment.log({"test_table": wandb.Table(columns=table[0], data=table[1])})
+        self.experiment.log({"test_table": wandb.Table(columns=[*table[0]], data=table[1])})
         self.experiment.summary.update(metrics)
 
     def close(self, status: str) -> None:

@@ -1,12 +1,10 @@
 """Training losses: the scores of M rows for C candidates and the column of the positive, to a scalar."""
 
-import difflib
-
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hydrec.errors import InputError
+from hydrec.errors import InputError, one_of
 
 
 class BPR(nn.Module):
@@ -29,9 +27,7 @@ class BPR(nn.Module):
 
     def __init__(self, *, compare: str) -> None:
         super().__init__()
-        if compare not in ("score", "probability"):
-            near = difflib.get_close_matches(str(compare), ("score", "probability"), n=1, cutoff=0.0)[0]
-            raise InputError(f"loss.objective.compare={compare} is unknown; did you mean {near}?")
+        one_of("loss.objective.compare", compare, ("score", "probability"))
         self.link = nn.Sigmoid() if compare == "probability" else nn.Identity()
 
     def forward(self, scores: Float[Tensor, "M C"], target: Int[Tensor, " M"]) -> Float[Tensor, ""]:

@@ -9,7 +9,6 @@ that the two integers are the whole state: they give every metric, at every k, u
 Shapes: M ranked rows, C candidates, E excluded items, N rows of all processes together.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hydrec.batch import PAD, EvalCandidates
-from hydrec.errors import InputError
+from hydrec.errors import InputError, one_of
 
 TIES = ("expected", "pessimistic", "optimistic")
 COLUMNS = ("row", "user", "greater", "equal", "candidates")
@@ -269,12 +268,8 @@ class RankMetrics(Metric):
         super().__init__(dist_sync_fn=_gather)
         if not isinstance(at, Sequence) or not at or any(type(k) is not int or k < 1 for k in at):
             raise InputError(f"protocol.metrics.at={at} is no list of whole numbers from 1; try at=[5,10]")
-        if ties not in TIES:
-            nearest = difflib.get_close_matches(str(ties), TIES, n=1, cutoff=0.0)[0]
-            known = ", ".join(TIES)
-            raise InputError(f"protocol.metrics.ties={ties} is none of {known}; did you mean {nearest}?")
         self.at = tuple(at)
-        self.ties = ties
+        self.ties = one_of("protocol.metrics.ties", ties, TIES)
         self.add_state("cases", default=[], dist_reduce_fx="cat")  # (n, 5) int64 each: one state, one gather
 
     def update(self, rows: Int[Tensor, " M"], users: Int[Tensor, " M"], ranks: Ranks) -> None:

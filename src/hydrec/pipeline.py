@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
 from rich.table import Table
 
-from hydrec.callbacks import CheckpointFiles, History, Identity, Patience, checkpoints, read_checkpoint, say
+from hydrec.callbacks import CheckpointFiles, History, Identity, Patience, checkpoints, say
 from hydrec.data.log import Feature
 from hydrec.data.module import LogData
-from hydrec.errors import InputError
+from hydrec.errors import InputError, one_of
 from hydrec.loggers import Mirror
 from hydrec.runs import RunFolder, digest
 from hydrec.tasks import NextItem
@@ -37,7 +38,7 @@ HEADLINE = ("hit@5", "mrr@5", "hit@10", "mrr@10", "ndcg@10")
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
-    """Trains and tests what a configuration describes, in its own folder; continues or shows what is there already.
+    """Trains and tests what a configuration describes, in its own folder; continues or shows what is there.
 
     Args:
         cfg: the composed configuration, with ``names`` of the chosen options.
@@ -49,150 +50,180 @@ def run(cfg: DictConfig) -> dict[str, float]:
         InputError: anything the user can mend, in one line.
     """
     _quiet()
-    config = _plain(cfg)
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("SLURM_PROCID", "0")) == 0
+    if cfg.fit and cfg.ckpt_path is not None:
+        raise InputError(f"ckpt_path={cfg.ckpt_path}: is for fit=false; a run continues its own by itself")
+    if not cfg.fit and cfg.ckpt_path is None:
+        raise InputError("fit=false tests a checkpoint: give it as ckpt_path=RUN/checkpoints/best.ckpt")
     pl.seed_everything(cfg.seed, verbose=False)
     started = time.perf_counter()
     data: LogData = instantiate(cfg.dataset, _convert_="all")
     data.prepare()
-    seconds = {"data": time.perf_counter() - started}
-
-    names = config["names"]
-    neutral = _plain(OmegaConf.merge(cfg, {"paths": {key: key for key in cfg.paths}}))
-    name = f"{data.name}-{names['protocol']}-{names['model']}-s{cfg.seed}-{digest(neutral)}"
-    folder = RunFolder(Path(cfg.paths.runs) / "single" / name)
-    if not first:
-        return _train_and_test(cfg, config, data, folder, seconds, names)
+    job = _Job(cfg, data, seconds={"data": time.perf_counter() - started})
+    # Lightning repeats the command for further processes: the first alone decides and holds the folder.
+    if any(int(os.environ.get(key, "0")) for key in ("LOCAL_RANK", "SLURM_PROCID")):
+        return job.train_and_test()
     if cfg.rerun:
-        folder.set_aside()
-    with folder.locked():
-        done, about = folder.read("metrics.json"), folder.read("run.json")
+        job.folder.set_aside()
+    with job.folder.locked():
+        done, about = job.folder.read("metrics.json"), job.folder.read("run.json")
         if about is not None and about["dataset"]["fingerprint"] != data.log.fingerprint:
             raise InputError(
-                f"{folder.path} was run on other data (fingerprint {about['dataset']['fingerprint'][:12]}, now "
-                f"{data.log.fingerprint[:12]}): rerun=true sets it aside and starts anew"
+                f"{job.folder.path} was run on other data (fingerprint {about['dataset']['fingerprint'][:12]}"
+                f", now {data.log.fingerprint[:12]}): rerun=true sets it aside and starts anew"
             )
-        if done is not None and about is not None:
-            say(f"{folder.path} is finished; rerun=true repeats it")
-            _show(done, about)
-            return done
-        return _train_and_test(cfg, config, data, folder, seconds, names)
+        if done is None or about is None:
+            return job.train_and_test()
+        say(f"{job.folder.path} is finished; rerun=true repeats it")
+        _show(done, about)
+        return done
 
 
-def _train_and_test(
-    cfg: DictConfig,
-    config: dict[str, Any],
-    data: LogData,
-    folder: RunFolder,
-    seconds: dict[str, float],
-    names: dict[str, str],
-) -> dict[str, float]:
-    task: NextItem = instantiate(cfg.model, _convert_="all")(data.catalog, data.protocol.metrics, cfg.seed)
-    monitor = cfg.stopping.monitor
-    known = [f"valid/{name}" for name in data.protocol.metrics.random_row(torch.ones(1, dtype=torch.int64))]
-    if monitor not in known:
-        raise InputError(f"stopping.monitor={monitor} is not measured; it can be one of {', '.join(known)}")
-    mode = "min" if monitor.endswith("mean_rank") else "max"
-    identity = {
-        "dataset": data.name,
-        "fingerprint": data.log.fingerprint,
-        "users": data.log.n_users,
-        "items": data.log.n_items,
-    }
-    history = History(folder, echo=not sys.stderr.isatty())
-    callbacks: list[pl.Callback] = [
-        Patience(monitor, patience=cfg.stopping.patience, mode=mode),
-        history,
-        Identity(identity),
-        *checkpoints(folder, monitor=monitor, mode=mode),
-    ]
-    if sys.stderr.isatty():
-        callbacks.append(RichProgressBar())
-    mirrors = [
-        Mirror(
-            name,
-            lambda node=node: instantiate(node, _convert_="all")(
-                save_dir=folder.path, job_type=names["model"], name=folder.path.name
-            ),
-            warn=say,
+class _Job:
+    """A configuration with its data: one run folder, one task, one trainer.
+
+    Args:
+        cfg: the configuration.
+        data: prepared.
+        seconds: spent so far, by what for.
+    """
+
+    def __init__(self, cfg: DictConfig, data: LogData, *, seconds: dict[str, float]) -> None:
+        self.cfg, self.data, self.seconds = cfg, data, seconds
+        self.config = _plain(cfg)
+        self.names = self.config["names"]
+        # the same run from other folders is the same run
+        neutral = _plain(OmegaConf.merge(cfg, {"paths": {key: key for key in cfg.paths}}))
+        name = f"{data.name}-{self.names['protocol']}-{self.names['model']}-s{cfg.seed}-{digest(neutral)}"
+        self.folder = RunFolder(Path(cfg.paths.runs) / "single" / name)
+        self.monitor = cfg.stopping.monitor
+        measured = data.protocol.metrics.random_row(torch.ones(1, dtype=torch.int64))
+        one_of("stopping.monitor", self.monitor, [f"valid/{metric}" for metric in measured])
+        self.mode = "min" if self.monitor.endswith("mean_rank") else "max"
+
+    def train_and_test(self) -> dict[str, float]:
+        """Does what is left to do and writes the results, ``metrics.json`` last."""
+        cfg, data, folder = self.cfg, self.data, self.folder
+        task: NextItem = instantiate(cfg.model, _convert_="all")(
+            data.catalog, data.protocol.metrics, cfg.seed
         )
-        for name, node in (cfg.logger or {}).items()
-    ]
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
-        _convert_="all",
-        callbacks=callbacks,
-        logger=mirrors,
-        plugins=[CheckpointFiles()],
-        default_root_dir=folder.path,
-        enable_progress_bar=sys.stderr.isatty(),
-    )
-    about = _about(cfg, data, task, trainer, names)
-    status = "failed"
-    try:
-        if trainer.is_global_zero:
-            folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-            folder.write_json("run.json", about | {"status": "running"})
-            _write_catalog(folder, data)
-        for mirror in mirrors:
-            mirror.log_hyperparams(config | {"run": about})
-        checkpoint = _fit(cfg, task, data, trainer, folder, identity)
-        seconds["fit"] = history.seconds
-        started = time.perf_counter()
-        task.load_state_dict(checkpoint)
-        trainer.test(task, data, verbose=False)
-        seconds["test"] = time.perf_counter() - started
-        # history's metrics are of the last epoch; what the run stands for is the epoch that was tested
-        metrics = {k: v for k, v in task.results.items() if not k.startswith("valid/")}
-        best = max(history.rows, key=lambda row: row[monitor] * (1 if mode == "max" else -1), default=None)
-        if best is not None:
-            metrics |= {k: v for k, v in best.items() if k.startswith("valid/")}
-            about["epochs"] = {"trained": len(history.rows), "tested": best["epoch"], "steps": best["step"]}
-        about |= {"status": "finished", "seconds": seconds, "peak_memory_mib": _peak_memory()}
-        if trainer.is_global_zero:
-            table = _table(metrics, names["model"])
+        interactive = sys.stderr.isatty()
+        self.history = History(folder, monitor=self.monitor, echo=not interactive)
+        self.identity = Identity(
+            {
+                "dataset": data.name,
+                "fingerprint": data.log.fingerprint,
+                "users": data.log.n_users,
+                "items": data.log.n_items,
+            }
+        )
+        known = {"save_dir": folder.path, "job_type": self.names["model"], "name": folder.path.name}
+        mirrors = [
+            Mirror(name, partial(lambda node: instantiate(node, _convert_="all")(**known), node), warn=say)
+            for name, node in (cfg.logger or {}).items()
+        ]
+        trainer: pl.Trainer = instantiate(
+            cfg.trainer,
+            _convert_="all",
+            callbacks=[
+                Patience(self.monitor, patience=cfg.stopping.patience, mode=self.mode),
+                self.history,
+                self.identity,
+                *checkpoints(folder, monitor=self.monitor, mode=self.mode),
+                *([RichProgressBar()] if interactive else []),
+            ],
+            logger=mirrors,
+            plugins=[CheckpointFiles()],
+            default_root_dir=folder.path,
+            enable_progress_bar=interactive,
+        )
+        about = self._about(task, trainer)
+        status = "failed"
+        try:
+            if trainer.is_global_zero:
+                folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+                folder.write_json("run.json", about | {"status": "running"})
+                _write_catalog(folder, data)
             for mirror in mirrors:
-                mirror.log_result(metrics, table)
-            _write_test(folder, data, task)
-            folder.write_json("run.json", about)
-            folder.write_json("metrics.json", metrics)
-            _show(metrics, about)
-            say(f"everything about this run is in {folder.path}")
-        status = "success"
-        return metrics
-    except BaseException as error:
-        if trainer.is_global_zero and folder.read("metrics.json") is None:
-            with contextlib.suppress(InputError):  # the first error is the one to report
-                folder.write_json("run.json", about | {"status": f"failed: {type(error).__name__}: {error}"})
-        raise
-    finally:
-        for mirror in mirrors:
-            mirror.close(status)
+                mirror.log_hyperparams(self.config | {"run": about})
+            task.load_state_dict(self._fit(task, trainer))
+            started = time.perf_counter()
+            trainer.test(task, data, verbose=False)
+            self.seconds |= {"fit": self.history.seconds, "test": time.perf_counter() - started}
+            metrics = self._results(task, about)
+            if trainer.is_global_zero:
+                for mirror in mirrors:
+                    mirror.log_result(metrics, _table(metrics, self.names["model"]))
+                _write_test(folder, data, task)
+                folder.write_json("run.json", about)
+                folder.write_json("metrics.json", metrics)
+                _show(metrics, about)
+                say(f"everything about this run is in {folder.path}")
+            status = "success"
+            return metrics
+        except BaseException as error:
+            if trainer.is_global_zero:
+                with contextlib.suppress(InputError):  # the first error is the one to report
+                    folder.write_json("run.json", about | {"status": f"{type(error).__name__}: {error}"})
+            raise
+        finally:
+            for mirror in mirrors:
+                mirror.close(status)
 
-
-def _fit(
-    cfg: DictConfig, task: NextItem, data: LogData, trainer: pl.Trainer, folder: RunFolder, identity: dict[str, Any]
-) -> dict[str, Any]:
-    """Trains where there is something to train; returns the weights to test."""
-    if cfg.fit and cfg.ckpt_path is not None:
-        raise InputError("ckpt_path is for fit=false: a run trains from the start, and continues its own checkpoint by itself")
-    if not cfg.fit and cfg.ckpt_path is None:
-        raise InputError("fit=false tests a checkpoint: give it as ckpt_path=RUN_FOLDER/checkpoints/best.ckpt")
-    if cfg.fit and not task.trainable:
-        trainer.strategy.connect(task)
-        trainer.save_checkpoint(folder.best)
-    elif cfg.fit:
+    def _fit(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
+        """Trains where there is something to train; returns the weights to test."""
+        folder = self.folder
+        if not self.cfg.fit:
+            return self.identity.weights(self.cfg.ckpt_path)
+        if not task.trainable:
+            trainer.strategy.connect(task)
+            trainer.save_checkpoint(folder.best)
+            return task.state_dict()
         last = folder.last if folder.last.exists() else None
         if last is not None:
-            Identity.check(last, identity)
+            self.identity.weights(last)
             say(f"continuing {folder.path}")
-        trainer.fit(task, data, ckpt_path=last, weights_only=True)
-    path = folder.best if cfg.fit else Path(cfg.ckpt_path)
-    Identity.check(path, identity)
-    return read_checkpoint(path)["state_dict"]
+        trainer.fit(task, self.data, ckpt_path=last, weights_only=True)
+        return self.identity.weights(folder.best)
+
+    def _results(self, task: NextItem, about: dict[str, Any]) -> dict[str, float]:
+        """Test metrics with the validation metrics of the epoch that was tested; completes ``about``."""
+        metrics = {k: v for k, v in task.results.items() if not k.startswith("valid/")}
+        rows = [row for row in self.history.rows if self.monitor in row]
+        if rows:
+            best = (max if self.mode == "max" else min)(
+                rows, key=lambda row: np.float32(row[self.monitor])
+            )  # as it was chosen
+            metrics |= {k: v for k, v in best.items() if k.startswith("valid/")}
+            about["epochs"] = {
+                "trained": len(self.history.rows),
+                "tested": best["epoch"],
+                "steps": best["step"],
+            }
+        about |= {"status": "finished", "seconds": self.seconds, "peak_memory_mib": _peak_memory()}
+        return metrics
+
+    def _about(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
+        """What identifies a run, for ``run.json``."""
+        protocol = self.data.protocol.identity()
+        sources = sorted(Path(__file__).parent.rglob("*.py"))
+        packages = ("hydrec", "torch", "pytorch-lightning", "numpy", "polars")
+        return {
+            "names": self.names,
+            "seed": self.cfg.seed,
+            "dataset": self.data.describe(),
+            "protocol": protocol,
+            "protocol_digest": hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest(),
+            "parameters": sum(p.numel() for p in task.net.parameters()),
+            "device": str(trainer.strategy.root_device),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "batch_size": self.cfg.batch_size,  # of all processes together
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+            "source_digest": hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),
+        }
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def _plain(cfg: Any) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
@@ -204,32 +235,10 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # a batch is one indexing step
         ".*`configure_optimizers` returned `None`.*",
         ".*exists and is not empty.*",  # a run continues in its folder
+        ".*sync_dist=True.*",  # ranking metrics are gathered, not averaged
         ".*LeafSpec.*",  # Lightning's, for torch to mend
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _about(
-    cfg: DictConfig, data: LogData, task: NextItem, trainer: pl.Trainer, names: dict[str, str]
-) -> dict[str, Any]:
-    """What identifies a run, for ``run.json``."""
-    identity = data.protocol.identity()
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return {
-        "names": names,
-        "seed": cfg.seed,
-        "dataset": data.describe(),
-        "protocol": identity,
-        "protocol_digest": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        "parameters": sum(p.numel() for p in task.net.parameters()),
-        "device": str(trainer.strategy.root_device),
-        "processes": trainer.world_size,
-        "precision": str(trainer.precision),
-        "batch_size": cfg.batch_size,  # of all processes together
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("hydrec", "torch", "pytorch-lightning", "numpy", "polars")},
-        "source_digest": hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),
-    }
 
 
 def _peak_memory() -> dict[str, int]:
@@ -273,7 +282,9 @@ def _words(feature: Feature) -> polars.Series:
     """A feature's values as lists of words, one per row."""
     words = np.concatenate([["", "unknown"], feature.vocabulary])[feature.codes]
     row = np.repeat(np.arange(len(feature.offsets) - 1), np.diff(feature.offsets))
-    return polars.DataFrame({"row": row, "word": words}).group_by("row", maintain_order=True).agg("word")["word"]
+    return (
+        polars.DataFrame({"row": row, "word": words}).group_by("row", maintain_order=True).agg("word")["word"]
+    )
 
 
 def _parquet(frame: polars.DataFrame) -> bytes:
@@ -305,8 +316,8 @@ def _show(metrics: dict[str, float], about: dict[str, Any]) -> None:
     for name, *values in rows:
         table.add_row(name, *(f"{value:.4f}" for value in values))
     Console(soft_wrap=True).print(table)
-    headline = f"{header[-1]}"
-    if rows[0][-1] < rows[1][-1] and rows[0][0] != "popularity":
-        say(f"warning: {rows[0][0]} is below popularity on {headline}: a finding about the protocol, or a bug")
+    name, *_, ours = rows[0]
+    if name != "popularity" and ours < rows[1][-1]:
+        say(f"warning: {name} is below popularity on {header[-1]}: a finding about the protocol, or a bug")
     if dataset["stand_in"]:
-        say(f"warning: {dataset['name']} is simulated: no files were found; set HYDREC_DATA to the folder of the real ones")
+        say(f"warning: no files were found, {dataset['name']} is simulated; set HYDREC_DATA to their folder")

@@ -40,7 +40,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise InputError(f"cannot write {path}: {error.strerror}; free the disk or choose another paths.runs") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; free the disk or choose another paths.runs"
+        ) from error
 
 
 class RunFolder:
@@ -70,7 +72,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise InputError(f"{self.path / name} is not JSON ({error}); move the folder away or give rerun=true") from error
+            raise InputError(
+                f"{self.path / name} is not JSON ({error}); move the folder away or give rerun=true"
+            ) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -83,12 +87,16 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the end of the block)
         except OSError as error:
-            raise InputError(f"cannot write into {self.path}: {error.strerror}; choose another paths.runs") from error
+            raise InputError(
+                f"cannot write into {self.path}: {error.strerror}; choose another paths.runs"
+            ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise InputError(f"{self.path} is in use by another process; wait for it or stop it") from error
+                raise InputError(
+                    f"{self.path} is in use by another process; wait for it or stop it"
+                ) from error
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
             yield

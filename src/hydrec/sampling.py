@@ -10,46 +10,20 @@ that is left after excluding some items is carried over the excluded masses it p
 Letters: M rows, T history positions, C candidates, V items, O owners of excluded items, X pairs of both.
 """
 
-import difflib
 import hashlib
 import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from hydrec.batch import PAD, Catalog
-from hydrec.errors import InputError
+from hydrec.errors import InputError, at_least, one_of
 
 GAMMA = 0x9E3779B97F4A7C15  # step of splitmix64: odd, near 2^64 over the golden ratio
 TOTAL = 2**40  # mass of the catalogue: the bias of `below` is then 2^-23, and ...
 OWNERS = 2**22  # ... as many owners (users; rows of a batch) times the mass stay in int64
-
-
-def one_of(key: str, value: Any, options: Iterable[str]) -> str:
-    """Returns ``value`` if it is one of ``options``.
-
-    Raises:
-        InputError: it is not; names the configuration key and the nearest option.
-    """
-    options = list(options)
-    if value not in options:
-        near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.0)
-        raise InputError(f"{key}={value} is none of {', '.join(options)}: did you mean {near[0]}?")
-    return value
-
-
-def at_least(key: str, value: Any, minimum: int) -> int:
-    """Returns ``value`` if it is a whole number and not below ``minimum``.
-
-    Raises:
-        InputError: it is not; names the configuration key.
-    """
-    if type(value) is not int or value < minimum:  # not isinstance: true is no number
-        raise InputError(f"{key}={value}: must be a whole number, {minimum} or more")
-    return value
 
 
 # Random numbers ---------------------------------------------------------------------------------------------

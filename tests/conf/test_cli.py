@@ -349,13 +349,10 @@ def test_an_input_error_in_a_constructor_is_its_own_line(capsys: pytest.CaptureF
 
 
 def test_another_error_in_a_constructor_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = {"x": {"_target_": "fractions.Fraction", "numerator": "one"}}
-    error = raised(
-        lambda: instantiate({"_target_": "fractions.Fraction", "numerator": "one"}, _recursive_=True)
-    )
-    status, line = report(error, cfg, capsys)
+    cfg = {"x": {"y": {"_target_": "fractions.Fraction", "numerator": "one"}}}
+    status, line = report(raised(lambda: instantiate(cfg)), cfg, capsys)
     assert status == 1
-    assert re.fullmatch(r"hydrec: .*ValueError: Invalid literal.*HYDRA_FULL_ERROR=1.*\n", line)
+    assert re.fullmatch(r"hydrec: x\.y: ValueError: Invalid literal.* \(HYDRA_FULL_ERROR=1 .*\)\n", line)
 
 
 def test_full_error_shows_the_traceback(

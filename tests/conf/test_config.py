@@ -127,8 +127,8 @@ def test_yaml_has_references_and_no_resolvers() -> None:
 def test_the_five_seeds_are_those_of_the_command_line() -> None:
     config = compose("train", ["seeds=five"], return_hydra_config=True)
     assert OmegaConf.to_container(config.hydra.sweeper.params) == {"seed": "0,1,2,3,4"}
-    assert "seeds" not in compose("train", ["seeds=five"])
-    assert compose("train", ["seeds=one"]) == compose("train", [])
+    for option in options(CONF, "seeds"):
+        assert "seeds" not in compose("train", [f"seeds={option}"]), "a choice of seeds is no part of a run"
 
 
 def test_trainers_differ_only_where_they_say() -> None:

@@ -16,8 +16,8 @@ from hydrec.batch import PAD, Catalog, EvalCandidates, SequenceBatch
 from hydrec.data import cache
 from hydrec.data.log import InteractionLog, Reader
 from hydrec.data.protocols import Protocol, Samples, Split, ragged
-from hydrec.errors import InputError, MissingData
-from hydrec.sampling import at_least, cumulative, hash64, lists
+from hydrec.errors import InputError, MissingData, at_least
+from hydrec.sampling import cumulative, hash64, lists
 
 BLOCK = 1024  # rows whose candidate lists are drawn at once: bounds memory, never changes a list
 

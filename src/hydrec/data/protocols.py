@@ -17,9 +17,8 @@ import numpy as np
 
 from hydrec.batch import PAD
 from hydrec.data.log import Feature, InteractionLog
-from hydrec.errors import InputError
+from hydrec.errors import InputError, at_least, one_of
 from hydrec.metrics import RankMetrics
-from hydrec.sampling import at_least, one_of
 
 CANDIDATES = ("full", "sampled")
 EXCLUDE = ("window", "user", "train")

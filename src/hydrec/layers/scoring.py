@@ -21,9 +21,7 @@ def masked_softmax(x: Float[Tensor, "..."], mask: Bool[Tensor, "..."], dim: int)
     """
     filled = x.masked_fill(~mask, torch.finfo(x.dtype).min)
     weights = (filled - filled.detach().amax(dim, keepdim=True)).exp() * mask
-    return weights / weights.sum(dim, keepdim=True).clamp(
-        min=1e-12
-    )  # torch.softmax is slow on short last axes
+    return weights / weights.sum(dim, keepdim=True).clamp(min=1e-12)
 
 
 def dot(vectors: Float[Tensor, "M K D"], items: Float[Tensor, "*M C D"]) -> Float[Tensor, "M K C"]:

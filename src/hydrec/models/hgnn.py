@@ -14,7 +14,6 @@ its model back, except what makes NaN.
 Shapes: B rows, T history nodes, D width, K factors, M scored rows, C candidate items.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -25,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hydrec.batch import PAD, Catalog, SequenceBatch
-from hydrec.errors import InputError
+from hydrec.errors import InputError, at_least, one_of
 from hydrec.layers import graph, scoring
 
 
@@ -103,8 +102,7 @@ class HGNN(nn.Module):
     ) -> None:
         super().__init__()
         for key, size in {"dim": dim, "heads": heads, "head_dim": head_dim, "factors": factors}.items():
-            if size < 1:
-                raise InputError(f"model.net.{key}={size}: must be 1 or more")
+            at_least(f"model.net.{key}", size, 1)
         if not unit > 0:
             raise InputError(f"model.net.unit={unit}: a unit of time is a positive number of days")
         self.item = nn.Embedding(catalog.n_items + 1, dim, padding_idx=PAD)
@@ -180,10 +178,7 @@ class HGNN(nn.Module):
 
 
 def _choose(key: str, value: str, options: Mapping[str, Any]) -> Any:
-    if value not in options:
-        near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.0)[0]
-        raise InputError(f"model.net.{key}={value} is none of {', '.join(options)}; did you mean {near}?")
-    return options[value]
+    return options[one_of(f"model.net.{key}", value, options)]
 
 
 def _target_times(batch: SequenceBatch) -> Tensor:

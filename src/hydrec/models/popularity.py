@@ -5,7 +5,6 @@ The row that a learnt model has to beat: on MovieLens with 1 + 50 candidates it 
 Shapes: B rows, P scored positions, M scored rows, C candidate items, V items.
 """
 
-import difflib
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hydrec.batch import Catalog, SequenceBatch
-from hydrec.errors import InputError
+from hydrec.errors import one_of
 
 
 class Anybody(NamedTuple):
@@ -42,10 +41,7 @@ class Popularity(nn.Module):
 
     def __init__(self, catalog: Catalog, *, count: str) -> None:
         super().__init__()
-        if count not in ("targets", "rows"):
-            near = difflib.get_close_matches(str(count), ("targets", "rows"), n=1, cutoff=0.0)[0]
-            raise InputError(f"model.net.count={count} is neither targets nor rows; did you mean {near}?")
-        self.count = count
+        self.count = one_of("model.net.count", count, ("targets", "rows"))
         self.register_buffer("counts", torch.zeros(catalog.n_items + 1))
 
     def fit(self, catalog: Catalog) -> None:
