@@ -118,6 +118,17 @@ def test_a_run_leaves_what_the_documents_say(finished):
     assert {"raw", "title", "genres", "train_targets", "train_rows"} <= set(catalog.columns)
 
 
+def test_the_wandb_run_has_configuration_data_identity_and_results(finished):
+    run = only_run(finished)
+    about = json.loads((run / "run.json").read_text())
+    (mirror,) = run.glob("wandb/offline-run-*/*.wandb")
+    content = mirror.read_bytes()
+    for part in ("stopping", about["dataset"]["fingerprint"], about["protocol_digest"], "test_table"):
+        assert part.encode() in content, part
+    (table,) = run.glob("wandb/offline-run-*/files/media/table/*.json")
+    assert [row[0] for row in json.loads(table.read_text())["data"]] == ["hgnn", "popularity", "random"]
+
+
 def test_a_finished_run_is_shown_and_not_repeated(finished):
     run = only_run(finished)
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}

@@ -102,40 +102,12 @@ class _Job:
 
     def train_and_test(self) -> dict[str, float]:
         """Does what is left to do and writes the results, ``metrics.json`` last."""
-        cfg, data, folder = self.cfg, self.data, self.folder
-        task: NextItem = instantiate(cfg.model, _convert_="all")(
-            data.catalog, data.protocol.metrics, cfg.seed
+        data, folder = self.data, self.folder
+        task: NextItem = instantiate(self.cfg.model, _convert_="all")(
+            data.catalog, data.protocol.metrics, self.cfg.seed
         )
-        interactive = sys.stderr.isatty()
-        self.history = History(folder, monitor=self.monitor, echo=not interactive)
-        self.identity = Identity(
-            {
-                "dataset": data.name,
-                "fingerprint": data.log.fingerprint,
-                "users": data.log.n_users,
-                "items": data.log.n_items,
-            }
-        )
-        known = {"save_dir": folder.path, "job_type": self.names["model"], "name": folder.path.name}
-        mirrors = [
-            Mirror(name, partial(lambda node: instantiate(node, _convert_="all")(**known), node), warn=say)
-            for name, node in (cfg.logger or {}).items()
-        ]
-        trainer: pl.Trainer = instantiate(
-            cfg.trainer,
-            _convert_="all",
-            callbacks=[
-                Patience(self.monitor, patience=cfg.stopping.patience, mode=self.mode),
-                self.history,
-                self.identity,
-                *checkpoints(folder, monitor=self.monitor, mode=self.mode),
-                *([RichProgressBar()] if interactive else []),
-            ],
-            logger=mirrors,
-            plugins=[CheckpointFiles()],
-            default_root_dir=folder.path,
-            enable_progress_bar=interactive,
-        )
+        mirrors = self._mirrors()
+        trainer = self._trainer(mirrors)
         about = self._about(task, trainer)
         status = "failed"
         try:
@@ -168,6 +140,44 @@ class _Job:
         finally:
             for mirror in mirrors:
                 mirror.close(status)
+
+    def _mirrors(self) -> list[Mirror]:
+        """The loggers that are chosen, none of which can stop the run."""
+        known = {
+            "save_dir": self.folder.path,
+            "job_type": self.names["model"],
+            "name": self.folder.path.name,
+        }
+
+        def make(node: DictConfig) -> Any:
+            return instantiate(node, _convert_="all")(**known)
+
+        return [Mirror(name, partial(make, node), warn=say) for name, node in (self.cfg.logger or {}).items()]
+
+    def _trainer(self, mirrors: list[Mirror]) -> pl.Trainer:
+        """Lightning's trainer of the configuration, with what every run has."""
+        interactive = sys.stderr.isatty()
+        log = self.data.log
+        sizes = {"users": log.n_users, "items": log.n_items}
+        self.identity = Identity({"dataset": self.data.name, "fingerprint": log.fingerprint} | sizes)
+        self.history = History(self.folder, monitor=self.monitor, echo=not interactive)
+        callbacks: list[pl.Callback] = [
+            Patience(self.monitor, patience=self.cfg.stopping.patience, mode=self.mode),
+            self.history,
+            self.identity,
+            *checkpoints(self.folder, monitor=self.monitor, mode=self.mode),
+        ]
+        if interactive:
+            callbacks.append(RichProgressBar())
+        return instantiate(
+            self.cfg.trainer,
+            _convert_="all",
+            callbacks=callbacks,
+            logger=mirrors,
+            plugins=[CheckpointFiles()],
+            default_root_dir=self.folder.path,
+            enable_progress_bar=interactive,
+        )
 
     def _fit(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
         """Trains where there is something to train; returns the weights to test."""
@@ -236,6 +246,7 @@ def _quiet() -> None:
         ".*`configure_optimizers` returned `None`.*",
         ".*exists and is not empty.*",  # a run continues in its folder
         ".*sync_dist=True.*",  # ranking metrics are gathered, not averaged
+        ".*smaller than the logging interval.*",  # losses are logged by epoch
         ".*LeafSpec.*",  # Lightning's, for torch to mend
     ):
         warnings.filterwarnings("ignore", message)
