@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from hydrec.batch import Catalog, SequenceBatch
 from hydrec.data.movielens import MovieLens
-from hydrec.data.simulator import EVENT_FIELDS, PROFILE, SHAPES, USER_FIELDS, Simulator
+from hydrec.data.simulator import EVENT_FIELDS, SHAPES, USER_FIELDS, Simulator
 from hydrec.errors import InputError
 
 DATA = os.environ.get("HYDREC_DATA")
@@ -147,7 +148,7 @@ def test_there_are_no_files_and_the_options_are_plain():
     assert reader.files() == []
     options = json.loads(json.dumps(reader.options()))
     assert options == reader.options()
-    assert options == simulate(preference=1.0, timespan=0.5, name="other").options()
+    assert json.dumps(options) == json.dumps(simulate(preference=1.0, timespan=0.5, name="other").options())
     assert type(options.pop("version")) is int
     assert simulate(**options).options() == reader.options()
     assert set(options) == {"shape", "seed", "factors", *OFF}
@@ -210,9 +211,29 @@ def test_a_dial_turns_nothing_but_its_own(dial, unchanged):
     assert not changed & {"item_ids", "user_ids", "item_titles", "item_features"}
 
 
+def test_purposes_have_random_numbers_of_their_own():
+    reader = simulate(shape="ml-100k", intensity=0.5)
+    log, truth = reader(), reader.truth()
+    later, short = pairs(log)
+    columns = {
+        "begins": ~short,
+        "tied": log.times[later] == log.times[later - 1],
+        "telling": truth.telling[later],
+        "factor": truth.factors[later] == 0,
+        "company": log.event_features["company"].codes[later] - 2,
+        "device": log.event_features["device"].codes[later] - 2,
+    }
+    for (a, first), (b, second) in itertools.combinations(columns.items(), 2):
+        if (a, b) != ("begins", "tied"):
+            assert abs(surprise(first.astype(int), second.astype(int))) < 5, (a, b)
+
+
 def test_without_preference_all_users_are_alike():
-    reader = simulate()
-    assert abs(surprise(reader().users, reader.truth().factors)) < 4
+    reader = simulate(shape="ml-100k")
+    log, truth = reader(), reader.truth()
+    assert abs(surprise(log.users, truth.factors)) < 4
+    assert abs(surprise(truth.user_factors[log.users], truth.factors)) < 4
+    assert truth.user_weights[1:] == pytest.approx(1 / 6)
 
 
 def test_with_preference_users_keep_to_their_factors():
@@ -223,7 +244,7 @@ def test_with_preference_users_keep_to_their_factors():
     np.add.at(counts, (log.users, truth.factors), 1)
     short = np.flatnonzero(np.diff(log.offsets) == 20)
     assert np.sort(truth.user_weights[short])[:, -4:] == pytest.approx(
-        np.broadcast_to((0, *PROFILE[::-1]), (len(short), 4))
+        np.broadcast_to((0, 0.25, 0.35, 0.4), (len(short), 4))
     )
     # The weights are the true ones: counts deviate from them as those of a multinomial do.
     expected = truth.user_weights * np.diff(log.offsets)[:, None]
@@ -232,8 +253,11 @@ def test_with_preference_users_keep_to_their_factors():
     assert 0.9 < pearson < 1.1
 
 
-def test_at_timespan_zero_times_and_order_tell_nothing():
-    reader = simulate(shape="ml-100k", preference=1.0, popularity=1.0)
+@pytest.mark.parametrize(
+    ("shape", "factors"), [("ml-100k", 6), ("tiny", 18)]
+)  # tiny: factors that run out of items
+def test_at_timespan_zero_times_and_order_tell_nothing(shape, factors):
+    reader = simulate(shape=shape, factors=factors, preference=1.0, popularity=1.0)
     log, truth = reader(), reader.truth()
     later, short = pairs(log)
     when = (10 * (np.arange(len(log)) - log.offsets[log.users]) / np.diff(log.offsets)[log.users]).astype(int)
@@ -267,15 +291,28 @@ def test_at_timespan_one_the_gap_tells_whether_the_factor_stays():
     same = truth.factors[later] == truth.factors[later - 1]
     assert same[short].mean() > 0.98
     assert same[~short].mean() < 0.01
-    planted = truth.planted[later] & truth.planted[later - 1]
-    assert same[short & planted].all()
-    assert not same[~short & planted].any()
     # Sessions are of the user's factors as often as the weights say.
     begins = np.flatnonzero(np.diff(truth.sessions, prepend=-1))
     weights = truth.user_weights[log.users[begins]]
     rank = np.argsort(np.argsort(-weights, axis=1), axis=1)[np.arange(len(begins)), truth.factors[begins]]
     shares = np.bincount(rank, minlength=6) / len(begins)
     assert shares == pytest.approx(-np.sort(-weights, axis=1).mean(0), abs=0.02)
+    first = np.diff(log.users[begins], prepend=0) > 0
+    assert np.bincount(rank[first], minlength=6)[:3] / first.sum() == pytest.approx(
+        (0.4, 0.35, 0.25), abs=0.06
+    )
+
+
+@pytest.mark.parametrize("factors", [6, 18])  # 18 of few items each, where some events do not fit
+def test_planted_events_are_exactly_those_that_the_gap_tells(factors):
+    reader = simulate(preference=1.0, timespan=0.8, factors=factors)
+    log, truth = reader(), reader.truth()
+    later, short = pairs(log)
+    planted = truth.planted[later] & truth.planted[later - 1]
+    same = truth.factors[later] == truth.factors[later - 1]
+    assert same[short & planted].all()
+    assert not same[~short & planted].any()
+    assert 0.5 < truth.planted.mean() < 0.8
 
 
 def guidance(intensity):
