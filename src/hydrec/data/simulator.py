@@ -191,8 +191,8 @@ class Simulator:
         newest = int(np.datetime64(shape.start, "s").astype("M8[Y]").astype(np.int64)) + 1970
         years = newest - (60 * random.random(shape.items) ** 2).astype(np.int64)[raw - 1]
         main = truth.item_factors[1:]
-        draws = random.random(shape.items) < SECOND, _below(random, self.factors, shape.items)
-        second = np.where(draws[0], draws[1], -1)[raw - 1]
+        two = random.random(shape.items) < SECOND
+        second = np.where(two, _below(random, self.factors, shape.items), -1)[raw - 1]
         genres = [[GENRES[m]] + [GENRES[s]] * (s not in (-1, m)) for m, s in zip(main, second, strict=True)]
         return InteractionLog.build(
             name=self.name,
