@@ -20,9 +20,11 @@ import numpy as np
 import polars
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
@@ -155,7 +157,11 @@ class _Job:
         return [Mirror(name, partial(make, node), warn=say) for name, node in (self.cfg.logger or {}).items()]
 
     def _trainer(self, mirrors: list[Mirror]) -> pl.Trainer:
-        """Lightning's trainer of the configuration, with what every run has."""
+        """Lightning's trainer of the configuration, with what every run has.
+
+        Raises:
+            InputError: the machine has no such device.
+        """
         interactive = sys.stderr.isatty()
         log = self.data.log
         sizes = {"users": log.n_users, "items": log.n_items}
@@ -169,15 +175,23 @@ class _Job:
         ]
         if interactive:
             callbacks.append(RichProgressBar())
-        return instantiate(
-            self.cfg.trainer,
-            _convert_="all",
-            callbacks=callbacks,
-            logger=mirrors,
-            plugins=[CheckpointFiles()],
-            default_root_dir=self.folder.path,
-            enable_progress_bar=interactive,
-        )
+        try:
+            return instantiate(
+                self.cfg.trainer,
+                _convert_="all",
+                callbacks=callbacks,
+                logger=mirrors,
+                plugins=[CheckpointFiles()],
+                default_root_dir=self.folder.path,
+                enable_progress_bar=interactive,
+            )
+        except InstantiationException as error:
+            if isinstance(error.__cause__, MisconfigurationException):
+                raise InputError(
+                    f"trainer.accelerator={self.cfg.trainer.accelerator}: {error.__cause__} trainer=auto "
+                    "takes whatever device there is"
+                ) from error
+            raise
 
     def _fit(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
         """Trains where there is something to train; returns the weights to test."""
