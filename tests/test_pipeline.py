@@ -251,7 +251,7 @@ def test_other_candidates_are_a_run_of_the_same_checkpoint(finished, here, tmp_p
         (["model.optimiser.lr=1e30"], "lr"),
         (["model.chunk=0"], "model.chunk"),
         (["batch_size=0"], "batch_size"),
-        (["trainer.accelerator=tpu"], "trainer=auto"),
+        (["trainer.accelerator=mps"], "trainer=auto"),
         (["protocol.window=1000"], "protocol.window"),
     ],
 )
