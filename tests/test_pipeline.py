@@ -235,6 +235,21 @@ def test_other_candidates_are_a_run_of_the_same_checkpoint(finished, here, tmp_p
     assert masked["test/mean_rank"] < full["test/mean_rank"]
 
 
+def test_the_table_of_results_has_what_was_measured(here, capsys):
+    here("trainer.max_epochs=1", "protocol.metrics.at=[20]", "stopping.monitor=valid/hit@20")
+    assert "hit@20" in capsys.readouterr().out
+
+
+def test_a_stand_in_is_announced_before_and_after(here, capsys, monkeypatch):
+    monkeypatch.delenv("HYDREC_DATA", raising=False)
+    start = ["dataset=movielens", "dataset.stand_in.shape=tiny", "trainer=fast", "model=popularity"]
+    here(start=start)
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if "movielens-simulated is simulated" in line
+    ]
+    assert len(lines) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

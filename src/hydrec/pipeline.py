@@ -36,6 +36,7 @@ from hydrec.loggers import Mirror
 from hydrec.runs import RunFolder, digest
 from hydrec.tasks import NextItem
 
+STAND_IN = "warning: no files were found, {} is simulated; set HYDREC_DATA to their folder"
 HEADLINE = ("hit@5", "mrr@5", "hit@10", "mrr@10", "ndcg@10")
 
 
@@ -60,6 +61,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     started = time.perf_counter()
     data: LogData = instantiate(cfg.dataset, _convert_="all")
     data.prepare()
+    if data.stood_in:
+        say(STAND_IN.format(data.name))
     job = _Job(cfg, data, seconds={"data": time.perf_counter() - started})
     # Lightning repeats the command for further processes: the first alone decides and holds the folder.
     if any(int(os.environ.get(key, "0")) for key in ("LOCAL_RANK", "SLURM_PROCID")):
@@ -321,7 +324,8 @@ def _parquet(frame: polars.DataFrame) -> bytes:
 def _table(metrics: dict[str, float], model: str) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table of results: the model, popularity, random."""
     rows = {model: "test", "popularity": "popularity", "random": "random"}
-    names = [name for name in HEADLINE if f"test/{name}" in metrics]
+    measured = [name.removeprefix("test/") for name in metrics if name.startswith("test/")]
+    names = [name for name in HEADLINE if name in measured] or measured[: len(HEADLINE)]
     return ["model", *names], [
         [label, *(metrics[f"{prefix}/{name}"] for name in names)] for label, prefix in rows.items()
     ]
@@ -345,4 +349,4 @@ def _show(metrics: dict[str, float], about: dict[str, Any]) -> None:
     if name != "popularity" and ours < rows[1][-1]:
         say(f"warning: {name} is below popularity on {header[-1]}: a finding about the protocol, or a bug")
     if dataset["stand_in"]:
-        say(f"warning: no files were found, {dataset['name']} is simulated; set HYDREC_DATA to their folder")
+        say(STAND_IN.format(dataset["name"]))
