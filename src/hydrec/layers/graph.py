@@ -6,6 +6,7 @@ Shapes: B rows, T history nodes, D width, H heads, E width of a head, K factors 
 """
 
 from collections.abc import Callable
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -116,17 +117,34 @@ class Heads(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"], edges: Edges) -> Float[Tensor, "B T HE"]:
         """Concatenated heads."""
         y = torch.einsum("btd,hde->hbte", x, self.weight).contiguous()  # one product for all heads
-        logits = self.dot * (y @ y.mT) + self.time * edges.weights  # (H, B, T, T), eq. 1
+        logits = self.dot * gram(y) + self.time * edges.weights  # (H, B, T, T), eq. 1
         shares = masked_softmax(F.leaky_relu(logits, self.slope), edges.mask, dim=3)  # eq. 2
         return F.elu(shares @ y).permute(1, 2, 0, 3).flatten(2)  # eq. 3
 
 
-def linear(*widths: int) -> nn.Sequential:
-    """Linear maps from each width to the next, without biases."""
-    layers = [nn.Linear(*pair, bias=False) for pair in pairwise(widths)]
-    for layer in layers:
-        nn.init.xavier_uniform_(layer.weight)
-    return nn.Sequential(*layers)
+def gram(y: Float[Tensor, "... T E"]) -> Float[Tensor, "... T T"]:
+    """``y y^T``, whose gradient takes one product where autograd takes two."""
+    product = y.detach() @ y.mT
+    if product.requires_grad:
+        product.register_hook(lambda gradient: gradient + gradient.mT)
+    return product
+
+
+class Linear(nn.Sequential):
+    """Linear maps from each width to the next, without biases, done in one step by the product of all.
+
+    Args:
+        widths: of the columns that go in, those in between, and those that come out.
+    """
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__(*(nn.Linear(*pair, bias=False) for pair in pairwise(widths)))
+        for layer in self:
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
+        """Mapped columns."""
+        return F.linear(x, reduce(lambda product, weight: weight @ product, self.parameters()))
 
 
 class Attention(nn.Module):

@@ -127,7 +127,7 @@ class HGNN(nn.Module):
             return attend(dim, head_dim, heads=heads).requires_grad_(not freeze_heads)
 
         def linear(*out: int) -> nn.Module:
-            return graph.Attention(first(), graph.linear(heads * head_dim, *out))
+            return graph.Attention(first(), graph.Linear(heads * head_dim, *out))
 
         def two_level(*out: int) -> nn.Module:
             return graph.TwoLevels(first(), attend(heads * head_dim, out[-1], heads=1))
