@@ -1,18 +1,14 @@
 """MovieLens, every release of GroupLens from 100K to 32M: the files as published, plain or gzipped.
 
-Ratings, up to 32 million lines, are parsed by type; only where that fails are they looked at as text, to say
-which line is the first that is wrong. Movies and users are matched as whole lines, because titles may hold
-separators and quotes. Text is UTF-8 or else Latin-1, as in the older releases.
+Movies and users are matched as whole lines, because titles may hold separators and quotes.
 """
 
-import gzip
-import os
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from hydrec.data import raw
 from hydrec.data.log import InteractionLog
 from hydrec.errors import InputError, MissingData
 
@@ -138,7 +134,16 @@ class MovieLens:
             InputError: a line cannot be used, or ``k_core`` leaves nothing.
         """
         release, (ratings, movies, *users) = self._find()
-        events = _events(ratings, release)
+        if release.header:
+            raw.expect_header(ratings, release.form, MEND)
+        events = raw.delimited(
+            ratings,
+            EVENT,
+            separator=release.separator,
+            form=release.form,
+            mend=MEND,
+            header=int(release.header),
+        )
         films = _table(movies, release.movies, release.header)
         people = [_table(path, release.users, release.header) for path in users if release.users]
         return InteractionLog.build(
@@ -158,12 +163,11 @@ class MovieLens:
         )
 
     def _find(self) -> tuple[Release, list[Path]]:
-        roots = [root for root in (os.environ.get("HYDREC_DATA"), self.root) if root]
-        places = [Path(root) / self.folder for root in roots]
+        places = raw.places(self.folder, self.root)
         for place in places:
             for release in RELEASES:
                 names = [release.ratings, *(table.file for table in (release.movies, release.users) if table)]
-                found = [_plain_or_gz(place / name) for name in names]
+                found = [raw.plain_or_gz(place / name) for name in names]
                 if found[0] and not found[1]:
                     raise InputError(f"{place / release.movies.file}: missing beside the ratings; {MEND}")
                 if found[0]:
@@ -174,52 +178,12 @@ class MovieLens:
         )
 
 
-def _plain_or_gz(path: Path) -> Path | None:
-    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
-
-
-def _events(path: Path, release: Release) -> pl.DataFrame:
-    """Returns the columns of ``EVENT`` in the order of the file."""
-    content = _content(path, release.form, release.header)
-    single, separator = content, release.separator
-    if separator == "::":  # the parser takes one byte only
-        single, separator = content.replace(b"::", b"\x1f"), "\x1f"
-    try:
-        events = pl.read_csv(single, has_header=False, schema=EVENT, separator=separator, quote_char=None)
-        usable = all(events.select(_usable(pl.col(name)).all() for name in EVENT).row(0))
-    except pl.exceptions.PolarsError:
-        usable = False
-    if not usable:
-        raise _first_wrong(path, content, release)
-    return events
-
-
-def _usable(number: pl.Expr) -> pl.Expr:
-    return (number.is_finite() & (number >= 0)).fill_null(False)
-
-
-def _first_wrong(path: Path, content: bytes, release: Release) -> InputError:
-    """Says which line of ratings is the first that is wrong, and what is wrong with it."""
-    lines = pl.DataFrame({"cells": _lines(content.decode("latin-1")).str.split(release.separator)})
-    count = pl.col("cells").list.len()
-    tests = [pl.when(count != len(EVENT)).then(pl.format("{} instead of {} fields", count, len(EVENT)))]
-    for place, (name, kind) in enumerate(EVENT.items()):
-        cell = pl.col("cells").list.get(place, null_on_oob=True)
-        number = "number" if kind == pl.Float32 else "whole number"
-        wrong = pl.format(f"{name} '{{}}' is not a {number} of 0 or more", cell)
-        tests.append(pl.when(~_usable(cell.cast(kind, strict=False))).then(wrong))
-    row, wrong = lines.select(pl.coalesce(tests)).with_row_index().drop_nulls().row(0)
-    return InputError(f"{path}:{row + 1 + release.header}: {wrong} (a line is {release.form}); {MEND}")
-
-
 def _table(path: Path, table: Table, header: bool) -> pl.DataFrame:
     """Returns the fields that the table's pattern names, as text but for the id; one row an id."""
-    content = _content(path, table.form, header)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    fields = _lines(text).str.extract_groups(table.pattern).struct.unnest()
+    if header:
+        raw.expect_header(path, table.form, MEND)
+    lines = pl.concat([block.lines() for block in raw.blocks(path, MEND, header=int(header))])
+    fields = lines.str.extract_groups(table.pattern).struct.unnest()
     for wrong, what in (
         (fields["id"].is_null(), f"not a line like {table.form}"),
         (~fields["id"].is_first_distinct(), "an id that an earlier line has"),
@@ -236,31 +200,3 @@ def _genres(movies: pl.DataFrame) -> pl.Series:
         named = [pl.when(flag.get(place) == "1").then(pl.lit(name)) for place, name in enumerate(GENRES, 1)]
         return movies.select(pl.concat_list(named).list.drop_nulls()).to_series()
     return movies["genres"].str.replace("(no genres listed)", "", literal=True).str.split("|")
-
-
-def _content(path: Path, form: str, header: bool) -> bytes:
-    """Returns the lines of a file without byte order mark, header and blank lines at the end."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {MEND}") from error
-    if b"\0" in content:
-        line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        raise InputError(f"{path}:{line}: a NUL byte, as in UTF-16 text; save it as UTF-8, or {MEND}")
-    if content and not content.endswith(b"\n"):  # else a number cut short would pass for a number
-        line = content.count(b"\n") + 1
-        raise InputError(f"{path}:{line}: the last line has no end, so it may be cut off; {MEND}")
-    content = content.removeprefix(b"\xef\xbb\xbf").rstrip()
-    if header and content:
-        first, _, content = content.partition(b"\n")
-        if first.strip() != form.encode():
-            raise InputError(
-                f"{path}:1: the header is '{first.decode('latin-1').strip()}', not '{form}'; {MEND}"
-            )
-    if not content:
-        raise InputError(f"{path}: empty; {MEND}")
-    return content
-
-
-def _lines(text: str) -> pl.Series:
-    return pl.Series([text]).str.split("\n").explode().str.strip_chars_end("\r")

@@ -6,7 +6,6 @@ Shapes: B rows, T history nodes, D width, H heads, E width of a head, K factors 
 """
 
 from collections.abc import Callable
-from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -138,13 +137,18 @@ class Linear(nn.Sequential):
     """
 
     def __init__(self, *widths: int) -> None:
-        super().__init__(*(nn.Linear(*pair, bias=False) for pair in pairwise(widths)))
-        for layer in self:
+        layers = [nn.Linear(*pair, bias=False) for pair in pairwise(widths)]
+        for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
+        super().__init__(*layers)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         """Mapped columns."""
-        return F.linear(x, reduce(lambda product, weight: weight @ product, self.parameters()))
+        product: Tensor
+        product, *others = self.parameters()
+        for weight in others:
+            product = weight @ product
+        return F.linear(x, product)
 
 
 class Attention(nn.Module):
