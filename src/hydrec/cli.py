@@ -6,7 +6,6 @@ Nothing here imports torch before a job starts: help and mistakes are answered a
 
 import contextlib
 import ctypes
-import inspect
 import os
 import re
 import shlex
@@ -26,7 +25,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from hydrec.errors import InputError
-from hydrec.overrides import arguments, check, defaults, nearest, options, purpose
+from hydrec.overrides import arguments, check, defaults, nearest, options, parameters, purpose
 
 INTERRUPTED, TERMINATED = 130, 143
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt
@@ -243,13 +242,13 @@ def _wrong_argument(message: str, cfg: DictConfig) -> str | None:
         return None
     owner, name = found.groups()
     for key, node in _constructed(cfg):
-        if node._target_.rsplit(".", 1)[-1] != owner:
+        target = get_object(node._target_)
+        if owner not in [part.__name__ for part in getattr(target, "__mro__", [target])]:
             continue
         if missing and name not in node:
             return f"{key}.{name} is missing: {node._target_} needs it"
         if unknown and name in node:
-            known = [p for p in inspect.signature(get_object(node._target_)).parameters if p != "self"]
-            near = f"{key}.{nearest(name, known)}"
+            near = f"{key}.{nearest(name, parameters(target))}"
             return f"{key}.{name}: {node._target_} takes no {name}; did you mean {near}?"
     return None
 

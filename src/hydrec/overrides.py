@@ -6,6 +6,7 @@ sweep half-way.
 
 import argparse
 import difflib
+import inspect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,6 +103,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return sum(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
 
     return max(sorted(known), key=likeness)
+
+
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """What a constructor or function takes; where it is ours, also what it hands on by ``**`` to a parent."""
+    found = dict(inspect.signature(target).parameters)
+    ours = inspect.isclass(target) and target.__module__.startswith("hydrec.")
+    for parent in target.__mro__[1:] if ours else ():
+        handed = [name for name, each in found.items() if each.kind is each.VAR_KEYWORD]
+        if not handed:
+            break
+        del found[handed[0]]
+        found |= inspect.signature(parent).parameters
+    return found
 
 
 class Argument(NamedTuple):

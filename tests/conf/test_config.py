@@ -1,6 +1,5 @@
 """The config tree: every file composes, says what it is for, and names only what its constructor takes."""
 
-import inspect
 import itertools
 import re
 import tomllib
@@ -14,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
-from hydrec.overrides import defaults, options, purpose
+from hydrec.overrides import defaults, options, parameters, purpose
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -59,12 +58,12 @@ def faults(config: dict[str, Any]) -> list[str]:
         if target is None:
             continue
         given = {name for name in node if not str(name).startswith("_")}
-        parameters = inspect.signature(get_object(target)).parameters
-        extra = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        found += [f"{key}.{name} is not read by {target}" for name in given - set(parameters) if not extra]
+        takes = parameters(get_object(target))
+        extra = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        found += [f"{key}.{name} is not read by {target}" for name in given - set(takes) if not extra]
         if not target.startswith("hydrec."):
             continue
-        for name, parameter in parameters.items():
+        for name, parameter in takes.items():
             if parameter.default is not parameter.empty:
                 found.append(f"{target} has a default for {name}: values live in yaml")
             elif name in given and parameter.kind is not parameter.KEYWORD_ONLY:

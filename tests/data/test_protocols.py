@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from hydrec.data.log import InteractionLog
-from hydrec.data.protocols import LeaveOneOut, ReleasedWindows, Samples, SlidingWindow, Split, ragged
+from hydrec.data.protocols import (
+    GlobalTime,
+    LeaveOneOut,
+    ReleasedWindows,
+    Samples,
+    SlidingWindow,
+    Split,
+    ragged,
+)
 from hydrec.errors import InputError
 from hydrec.metrics import RankMetrics
 
@@ -23,6 +31,8 @@ SAMPLED = {"count": 5, "exponent": 0.0, "exclude": "user", "replace": False, "se
 SHARED = {
     "candidates": "full",
     "mask_history": False,
+    "cold": "keep",
+    "shuffle_ties": None,
     "sampled": SAMPLED,
     "metrics": RankMetrics(at=[5, 10], ties="expected"),
 }
@@ -47,6 +57,10 @@ def released(**changes) -> ReleasedWindows:
 
 def leave_one_out(**changes) -> LeaveOneOut:
     return LeaveOneOut(**(SHARED | {"window": 2} | changes))
+
+
+def global_time(**changes) -> GlobalTime:
+    return GlobalTime(**(SHARED | {"window": 2, "valid": 0.1, "test": 0.1, "targets": "first"} | changes))
 
 
 def random_log(seed: int, *, ties: bool, users: int = 9, most: int = 40) -> InteractionLog:
@@ -184,6 +198,88 @@ def test_leave_one_out_equals_a_slow_loop(seed, window):
     assert split.notes == {"users_too_short": lengths.count(1), "users_only_training": lengths.count(2)}
 
 
+# Global time ------------------------------------------------------------------------------------------------
+
+
+def slow_global_time(log, window, targets, valid, test):
+    """Counts in tenths: the last ``test`` of ten events are tested, ties at the cut go late."""
+    ordered = sorted(log.times.tolist())
+    cuts = [
+        ordered[n - n * late // 10] if n * late // 10 else 10**18
+        for late in (valid + test, test)
+        for n in [len(log)]
+    ]
+    out, without = {"train": [], "valid": [], "test": []}, 0
+    for rows in histories(log):
+        parts_of = [sum(log.times[row] >= cut for cut in cuts) for row in rows]
+        for k, (row, part) in enumerate(zip(rows, parts_of, strict=True)):
+            peers = [j for j, other in enumerate(parts_of) if other == part]
+            if part and targets != "all" and k != {"first": peers[0], "last": peers[-1]}[targets]:
+                continue
+            if k == 0:
+                without += 1
+            else:
+                out[("train", "valid", "test")[part]].append((rows[max(0, k - window)], row, row))
+    return out, without
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 6),
+    st.sampled_from(["first", "all", "last"]),
+    st.booleans(),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_global_time_equals_a_slow_loop(seed, window, targets, ties, valid, test):
+    log = random_log(seed, ties=ties, users=20, most=8)
+    split = global_time(window=window, targets=targets, valid=valid / 10, test=test / 10).split(log)
+    expected, without = slow_global_time(log, window, targets, valid, test)
+    assert parts(split) == expected
+    assert split.notes == {"targets_without_history": without}
+    latest = [max((log.times[t] for _, _, t in part), default=-1) for part in expected.values()]
+    earliest = [min((log.times[t] for _, _, t in part), default=10**18) for part in expected.values()]
+    assert latest[0] < earliest[1] and latest[1] < earliest[2]
+
+
+# Rules of all protocols -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [sliding, global_time, leave_one_out])
+def test_dropping_cold_targets_leaves_those_whose_item_trains(make):
+    log = random_log(3, ties=True, users=30, most=12)
+    # items of few users: some are cold
+    log = InteractionLog.build(
+        name="toy", users=log.users, items=log.items * 7 % 60 + log.users, times=log.times
+    )
+    kept, dropped = make().split(log), make(cold="drop")(log)
+    warm = {int(log.items[row]) for row in touched(parts(kept)["train"])}
+    for name in ("valid", "test"):
+        expected = [sample for sample in parts(kept)[name] if int(log.items[sample[2]]) in warm]
+        assert parts(dropped)[name] == expected
+        gone = len(parts(kept)[name]) - len(expected)
+        assert dropped.notes[f"{name}_cold"] == gone
+    assert dropped.notes["valid_cold"] + dropped.notes["test_cold"] > 0
+    assert parts(dropped)["train"] == parts(kept)["train"]
+
+
+@pytest.mark.parametrize("make", [sliding, global_time, leave_one_out, released])
+def test_shuffled_ties_change_the_order_of_equal_times_only(make):
+    log = random_log(5, ties=True, users=20, most=40)
+    shuffled, again, other = (make(shuffle_ties=seed)(log).log for seed in (1, 1, 2))
+    kept = make()(log).log
+    events = [list(zip(x.users, x.times, x.items, strict=True)) for x in (shuffled, kept)]
+    if make is not released:  # which takes a user's first events
+        assert sorted(events[0]) == sorted(events[1])
+    assert (shuffled.times == kept.times).all() and (shuffled.users == kept.users).all()
+    assert (shuffled.items == again.items).all()
+    assert len({x.items.tobytes() for x in (kept, shuffled, other)}) == 3
+    distinct = np.arange(len(log), dtype=np.int64)
+    untied = InteractionLog.build(name="toy", users=log.users, items=log.items, times=distinct)
+    assert (make(shuffle_ties=1)(untied).log.items == make()(untied).log.items).all()
+
+
 # Released windows -------------------------------------------------------------------------------------------
 
 
@@ -282,6 +378,10 @@ def test_released_windows_are_labelled():
         (released, {"order": "lexical"}, r"protocol\.order=lexical .*numeric, string"),
         (released, {"seed": -1}, r"protocol\.seed=-1"),
         (released, {"validation_in_train": 1}, r"protocol\.validation_in_train=1"),
+        (global_time, {"targets": "frist"}, r"protocol\.targets=frist .*did you mean first"),
+        (global_time, {"valid": 0.5, "test": 0.5}, r"protocol\.valid=0\.5 .*nothing to train on"),
+        (global_time, {"cold": "dorp"}, r"protocol\.cold=dorp .*did you mean drop"),
+        (sliding, {"shuffle_ties": -1}, r"protocol\.shuffle_ties=-1"),
         (leave_one_out, {"candidates": "all"}, r"protocol\.candidates=all .*full, sampled"),
     ],
 )
@@ -356,6 +456,14 @@ def test_identity_is_plain_and_tells_every_setting_apart():
         released(test=0.2),
         leave_one_out(),
         leave_one_out(window=5),
+        leave_one_out(cold="drop"),
+        leave_one_out(shuffle_ties=0),
+        leave_one_out(shuffle_ties=1),
+        global_time(),
+        global_time(valid=0.2),
+        global_time(test=0.2),
+        global_time(targets="all"),
+        global_time(targets="last"),
     ]
     identities = [json.dumps(protocol.identity(), sort_keys=True) for protocol in protocols]
     assert len(set(identities)) == len(protocols)
@@ -435,6 +543,20 @@ def test_cold_targets_of_leave_one_out(folder, cold, tested):
     assert len(split.test) == len(split.valid) == tested
     train = np.setdiff1d(np.arange(len(log)), np.concatenate([split.test.target, split.valid.target]))
     assert int((~np.isin(log.items[split.test.target], log.items[train])).sum()) == cold
+
+
+def test_global_time_on_one_million():
+    log = movielens("ml-1m")
+    split = global_time(window=12, targets="all")(log)
+    late = [
+        int((log.times >= log.times[split.parts()[name].target].min()).sum()) for name in ("valid", "test")
+    ]
+    assert late == pytest.approx([200_041, 100_020], abs=30)  # ties at a cut go late
+    assert log.times[split.train.target].max() < log.times[split.valid.target].min()
+    assert log.times[split.valid.target].max() < log.times[split.test.target].min()
+    first = global_time(window=12, targets="first")(log)
+    users = log.users[first.test.target]
+    assert len(np.unique(users)) == len(users) < len(np.unique(log.users[split.test.target]))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 
 from hydrec.batch import PAD
 from hydrec.data.log import Feature, InteractionLog
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.metrics import RankMetrics
+from hydrec.sampling import hash64
 
 CANDIDATES = ("full", "sampled")
 EXCLUDE = ("window", "user", "train")
@@ -102,6 +104,9 @@ class Protocol(ABC):
         candidates: what a target is ranked against: ``full``, the whole catalogue; ``sampled``, a list drawn
             by the rule ``sampled``.
         mask_history: whether the user's earlier items do not compete. The target always does.
+        cold: ``keep`` tests targets whose item no training row has, as they fall; ``drop`` leaves them out.
+        shuffle_ties: a seed that orders a user's events of one time by chance, to see how much hangs on it;
+            ``None`` for the order of the raw file.
         sampled: settings of a `ListRule`; read only for ``sampled`` candidates.
         metrics: the ranking metrics, with their cut-offs and tie rule.
 
@@ -111,6 +116,9 @@ class Protocol(ABC):
         label: what every table from this protocol must say.
         needs: what mends an empty part.
         lists: the rule of sampled candidates, ``None`` for the whole catalogue.
+
+    Raises:
+        InputError: a value cannot be used; names the configuration key.
     """
 
     name: str
@@ -124,22 +132,43 @@ class Protocol(ABC):
         window: int,
         candidates: str,
         mask_history: bool,
+        cold: str,
+        shuffle_ties: int | None,
         sampled: Mapping[str, Any],
         metrics: RankMetrics,
     ) -> None:
         self.window = at_least("protocol.window", window, 1)
         self.candidates = one_of("protocol.candidates", candidates, CANDIDATES)
         self.mask_history = _flag("mask_history", mask_history)
+        self.cold = one_of("protocol.cold", cold, ("keep", "drop"))
+        self.shuffle_ties = shuffle_ties
+        if shuffle_ties is not None:
+            at_least("protocol.shuffle_ties", shuffle_ties, 0)
         self.lists = _list_rule(sampled) if candidates == "sampled" else None
         self.metrics = metrics
 
-    @abstractmethod
     def __call__(self, log: InteractionLog) -> Split:
         """Splits a log.
 
         Raises:
             InputError: a part would be empty.
         """
+        if self.shuffle_ties is not None:
+            log = _selected(log, _tied_by_chance(log, self.shuffle_ties))
+        split = self.split(log)
+        if self.cold == "drop":
+            split = _without_cold(split)
+        empty = [name for name, part in split.parts().items() if not len(part)]
+        if empty:
+            raise InputError(
+                f"protocol={self.name} leaves no sample in {' and '.join(empty)}: {log.n_users} users give"
+                f" {split.windows} samples ({split.notes}); use {self.needs.format(self.window)}"
+            )
+        return split
+
+    @abstractmethod
+    def split(self, log: InteractionLog) -> Split:
+        """Makes the parts, any of which may be empty."""
 
     @abstractmethod
     def rule(self) -> dict[str, Any]:
@@ -156,20 +185,10 @@ class Protocol(ABC):
             "candidates": self.candidates,
             **lists,
             "mask_history": self.mask_history,
+            "cold": self.cold,
+            "shuffle_ties": self.shuffle_ties,
             "metrics": self.metrics.identity(),
         }
-
-    def _split(
-        self, log: InteractionLog, train: Samples, valid: Samples, test: Samples, **rest: Any
-    ) -> Split:
-        split = Split(log, train, valid, test, **rest)
-        empty = [name for name, part in split.parts().items() if not len(part)]
-        if empty:
-            raise InputError(
-                f"protocol={self.name} leaves no sample in {' and '.join(empty)}: {log.n_users} users give"
-                f" {split.windows} samples ({split.notes}); use {self.needs.format(self.window)}"
-            )
-        return split
 
 
 class SlidingWindow(Protocol):
@@ -189,10 +208,7 @@ class SlidingWindow(Protocol):
         scope: ``global`` cuts at one time for all users; ``user`` at each user's own, so that at least one
             window is tested and one validates; users with fewer than three windows only train.
         valid, test: share of the samples; ``valid`` is of those that are not tested.
-        candidates, mask_history, sampled, metrics: as for `Protocol`.
-
-    Raises:
-        InputError: a value cannot be used; names the configuration key.
+        shared: all others of `Protocol`.
     """
 
     name = "sliding_window"
@@ -205,14 +221,9 @@ class SlidingWindow(Protocol):
         scope: str,
         valid: float,
         test: float,
-        candidates: str,
-        mask_history: bool,
-        sampled: Mapping[str, Any],
-        metrics: RankMetrics,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            window=window, candidates=candidates, mask_history=mask_history, sampled=sampled, metrics=metrics
-        )
+        super().__init__(window=window, **shared)
         self.stride = at_least("protocol.stride", stride, 1)
         self.scope = one_of("protocol.scope", scope, ("global", "user"))
         self.valid, self.test = _share("valid", valid), _share("test", test)
@@ -221,8 +232,8 @@ class SlidingWindow(Protocol):
         """Stride, scope and shares."""
         return {"stride": self.stride, "scope": self.scope, "valid": str(self.valid), "test": str(self.test)}
 
-    def __call__(self, log: InteractionLog) -> Split:
-        """Splits a log by target time; see `Protocol`."""
+    def split(self, log: InteractionLog) -> Split:
+        """Splits a log by target time."""
         sizes = np.diff(log.offsets)
         samples = _windows(log, self.window, self.stride, (sizes - self.window - 1) // self.stride + 1)
         time = log.times[samples.target]
@@ -231,7 +242,7 @@ class SlidingWindow(Protocol):
         valid = np.zeros_like(test)
         valid[~test] = self._latest(group[~test], time[~test], self.valid, enough=2)
         valid &= np.isin(group, group[test])
-        return self._split(
+        return Split(
             log,
             samples[~test & ~valid],
             samples[valid],
@@ -272,10 +283,7 @@ class ReleasedWindows(Protocol):
         order: ``numeric`` sorts a user's events by time; ``string``, like the released code, by the time's
             digits, which puts times below 10^9 (before 9 September 2001) last.
         validation_in_train: whether validation windows train as well, as in the released code.
-        candidates, mask_history, sampled, metrics: as for `Protocol`.
-
-    Raises:
-        InputError: a value cannot be used; names the configuration key.
+        shared: all others of `Protocol`.
     """
 
     name = "released_windows"
@@ -290,14 +298,9 @@ class ReleasedWindows(Protocol):
         test: float,
         order: str,
         validation_in_train: bool,
-        candidates: str,
-        mask_history: bool,
-        sampled: Mapping[str, Any],
-        metrics: RankMetrics,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            window=window, candidates=candidates, mask_history=mask_history, sampled=sampled, metrics=metrics
-        )
+        super().__init__(window=window, **shared)
         self.seed = at_least("protocol.seed", seed, 0)
         self.valid, self.test = _share("valid", valid), _share("test", test)
         self.order = one_of("protocol.order", order, ("numeric", "string"))
@@ -313,8 +316,8 @@ class ReleasedWindows(Protocol):
             "validation_in_train": self.validation_in_train,
         }
 
-    def __call__(self, log: InteractionLog) -> Split:
-        """Splits a log by permutation; see `Protocol`."""
+    def split(self, log: InteractionLog) -> Split:
+        """Splits a log by permutation."""
         rows = np.arange(len(log))
         if self.order == "string":
             rows = np.lexsort((log.times.astype(str), log.users))
@@ -329,7 +332,7 @@ class ReleasedWindows(Protocol):
         test, valid, train = np.split(shuffled, [tested, tested + validated])
         if self.validation_in_train:
             train = np.concatenate([train, valid])
-        return self._split(
+        return Split(
             log,
             samples[np.sort(train)],
             samples[np.sort(valid)],
@@ -347,11 +350,7 @@ class LeaveOneOut(Protocol):
     events are in training.
 
     Args:
-        window: events of a history, at most.
-        candidates, mask_history, sampled, metrics: as for `Protocol`.
-
-    Raises:
-        InputError: a value cannot be used; names the configuration key.
+        shared: those of `Protocol`.
     """
 
     name = "leave_one_out"
@@ -361,19 +360,16 @@ class LeaveOneOut(Protocol):
         """Nothing beside the window."""
         return {}
 
-    def __call__(self, log: InteractionLog) -> Split:
-        """Splits a log by each user's last events; see `Protocol`."""
+    def split(self, log: InteractionLog) -> Split:
+        """Splits a log by each user's last events."""
         sizes = np.diff(log.offsets)
         start, size = log.offsets[log.users], sizes[log.users]
-        row = np.arange(len(log))
-        left = np.where(size >= 3, start + size - 1 - row, np.inf)  # events of the user after this one
+        left = np.where(size >= 3, start + size - 1 - np.arange(len(log)), np.inf)  # events of the user after
 
-        def samples(which: np.ndarray) -> Samples:
-            target = np.flatnonzero(which & (row > start))
-            return Samples(np.maximum(start[target], target - self.window), target, target)
-
-        train, valid, test = samples(left >= 2), samples(left == 1), samples(left == 0)
-        return self._split(
+        train, valid, test = (
+            _latest_history(log, which, self.window) for which in (left >= 2, left == 1, left == 0)
+        )
+        return Split(
             log,
             train,
             valid,
@@ -383,6 +379,63 @@ class LeaveOneOut(Protocol):
                 "users_too_short": int((sizes[1:] == 1).sum()),
                 "users_only_training": int((sizes[1:] == 2).sum()),
             },
+        )
+
+
+class GlobalTime(Protocol):
+    """Events before a cut in time train, later ones validate, those after a second cut are tested.
+
+    The cuts are the same for all users, so nothing in training is as late as any validation target, and
+    nothing of those as late as any test target. A history is the last ``window`` events of the user before
+    the target, whatever their part. Targets without a history are left out.
+
+    "A Critical Study on Data Leakage in Recommender System Offline Evaluation", Ji et al., TOIS 2023.
+
+    Args:
+        valid, test: share of all events between the cuts and after the second; events of one time fall into
+            one part, the later one.
+        targets: of a user's events in a part that is evaluated: the ``first``, ``all`` or the ``last``.
+        shared: those of `Protocol`.
+    """
+
+    name = "global_time"
+    needs = "data whose users come back later, or larger shares protocol.valid and protocol.test"
+
+    def __init__(self, *, valid: float, test: float, targets: str, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.valid, self.test = _share("valid", valid), _share("test", test)
+        if self.valid + self.test >= 1:
+            raise InputError(f"protocol.valid={valid} and protocol.test={test} leave nothing to train on")
+        self.targets = one_of("protocol.targets", targets, ("first", "all", "last"))
+
+    def rule(self) -> dict[str, Any]:
+        """Shares and targets."""
+        return {"valid": str(self.valid), "test": str(self.test), "targets": self.targets}
+
+    def split(self, log: InteractionLog) -> Split:
+        """Splits a log at two times."""
+        shares = (self.valid + self.test, self.test)
+        early = [len(log) - len(log) * share.numerator // share.denominator for share in shares]
+        ordered = np.append(np.sort(log.times), np.iinfo(np.int64).max)
+        part = np.searchsorted(ordered[early], log.times, "right")
+        row, start = np.arange(len(log)), log.offsets[log.users]
+        stay = (log.users[1:] == log.users[:-1]) & (part[1:] == part[:-1])  # with the row before
+        asked = {
+            "first": np.append(True, ~stay),
+            "all": np.ones(len(log), bool),
+            "last": np.append(~stay, True),
+        }[self.targets]
+        train, valid, test = (
+            _latest_history(log, which, self.window)
+            for which in (part == 0, (part == 1) & asked, (part == 2) & asked)
+        )
+        return Split(
+            log,
+            train,
+            valid,
+            test,
+            windows=len(train) + len(valid) + len(test),
+            notes={"targets_without_history": int(((row == start) & ((part == 0) | asked)).sum())},
         )
 
 
@@ -397,6 +450,36 @@ def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) 
     user, place = ragged(np.maximum(counts, 0))
     first = log.offsets[user] + stride * place
     return Samples(first, first + window, first + window)
+
+
+def _latest_history(log: InteractionLog, targets: np.ndarray, window: int) -> Samples:
+    """The rows where ``targets`` holds that have a history, with the last ``window`` events of it."""
+    start = log.offsets[log.users]
+    target = np.flatnonzero(targets & (np.arange(len(log)) > start))
+    return Samples(np.maximum(start[target], target - window), target, target)
+
+
+def touched(samples: Samples, n: int) -> np.ndarray:
+    """(n,) whether a row of the log is in a history or the target of a sample."""
+    inside = np.bincount(samples.first, minlength=n + 1) - np.bincount(samples.last, minlength=n + 1)
+    found = inside.cumsum()[:n] > 0
+    found[samples.target] = True
+    return found
+
+
+def _without_cold(split: Split) -> Split:
+    """Leaves out evaluation targets whose item no training row has."""
+    items = split.log.items
+    warm = np.bincount(items[touched(split.train, len(items))], minlength=split.log.n_items + 1) > 0
+    kept = {name: part[warm[items[part.target]]] for name, part in split.parts().items()}
+    dropped = {f"{name}_cold": len(split.parts()[name]) - len(kept[name]) for name in ("valid", "test")}
+    return dataclasses.replace(split, valid=kept["valid"], test=kept["test"], notes=split.notes | dropped)
+
+
+def _tied_by_chance(log: InteractionLog, seed: int) -> np.ndarray:
+    """The rows of a log in its order but for each user's events of one time, which come in any."""
+    chance = hash64(seed, "ties", torch.arange(len(log))).numpy()
+    return np.lexsort((chance, log.times, log.users))
 
 
 def _selected(log: InteractionLog, rows: np.ndarray) -> InteractionLog:
