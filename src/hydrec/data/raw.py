@@ -239,7 +239,7 @@ def records(
         InputError: the file, or a line, cannot be used.
     """
     kind = pl.Struct(dict(fields))
-    for block in blocks(path, mend):
+    for block in blocks(path, mend, cut=True):  # half a dictionary is none
         lines = block.lines()
         if not (lines[0] or "").startswith('{"'):
             lines = as_json(lines)
