@@ -1,5 +1,6 @@
 """Shapes in signatures are checked while the tests run; batches and nets that several tests use."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from jaxtyping import install_import_hook
 # before the first of these is imported
 _units = ("layers", "losses", "metrics", "models", "sampling")
 install_import_hook([f"hydrec.{unit}" for unit in _units], "beartype.beartype")
+
+os.environ["HYDREC_OFFLINE"] = "1"  # no test, nor a process that one starts, reaches the network
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -27,7 +27,7 @@ OUTSIDE: dict[str, set[str] | None] = {
     "losses": {"torch", "jaxtyping"},
     "sampling": {"torch", "jaxtyping"},
     "metrics": {"torch", "jaxtyping", "torchmetrics"},
-    "data": {"torch", "jaxtyping", "numpy", "polars", "pytorch_lightning"},
+    "data": {"torch", "jaxtyping", "numpy", "polars", "pytorch_lightning", "rich"},
     "models": {"torch", "jaxtyping"},
     "tasks": {"torch", "jaxtyping", "pytorch_lightning"},
     "cli": {"hydra", "omegaconf"},

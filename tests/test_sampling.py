@@ -1,6 +1,7 @@
 """Random numbers are hashes of what they are for; draws are exact, by weight, and never what is excluded."""
 
 import hashlib
+import itertools
 from itertools import permutations
 
 import pytest
@@ -21,6 +22,7 @@ from hydrec.sampling import (
     hash64,
     lists,
     one_of,
+    permuted,
 )
 
 WORD = 2**64
@@ -330,3 +332,35 @@ def test_lists_without_replacement_are_successive_samples(weights, count):
             chance, left = chance * weights[item] / left, left - weights[item]
         expected.append(chance * len(rows))
     assert close(torch.tensor(counts), torch.tensor(expected))
+
+
+# Permutations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [*range(1, 40), 99, 100, 101, 1000, 65_537])
+def test_a_permutation_has_every_number_once_whichever_places_are_asked(n):
+    whole = permuted(torch.arange(n), n, 0, "test", 7)
+    assert whole.sort().values.tolist() == list(range(n))
+    some = torch.randperm(n)[: n // 3 + 1]
+    assert permuted(some, n, 0, "test", 7).tolist() == whole[some].tolist()
+
+
+def test_permutations_of_other_seeds_purposes_and_keys_are_unlike():
+    n = 10_000
+    orders = [
+        permuted(torch.arange(n), n, *of) for of in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))
+    ]
+    orders.append(torch.arange(n))
+    for one, other in itertools.combinations(orders, 2):
+        assert int((one == other).sum()) <= 8  # one is expected
+        ranks = torch.stack([one, other]).double()
+        assert abs(float(torch.corrcoef(ranks)[0, 1])) < 0.05  # five standard deviations
+
+
+def test_pairs_of_neighbours_are_as_likely_as_any():
+    """Of 7 numbers, which two come first: 42 ordered pairs, chi-square with 41 degrees of freedom."""
+    firsts = torch.stack([permuted(torch.arange(2), 7, 0, "pairs", key) for key in range(4200)])
+    counts = torch.bincount(firsts[:, 0] * 7 + firsts[:, 1], minlength=49).reshape(7, 7)
+    assert counts.diagonal().sum() == 0
+    chi = ((counts - 100.0) ** 2 / 100).sum() - 7 * 100
+    assert chi < 41 + 5 * (2 * 41) ** 0.5

@@ -96,8 +96,9 @@ class _Job:
         self.cfg, self.data, self.seconds = cfg, data, seconds
         self.config = _plain(cfg)
         self.names = self.config["names"]
-        # the same run from other folders is the same run
-        neutral = _plain(OmegaConf.merge(cfg, {"paths": {key: key for key in cfg.paths}}))
+        # the same run from other folders, or of files that came in another way, is the same run
+        elsewhere = {"paths": {key: key for key in cfg.paths}, "dataset": {"download": []}, "verify": False}
+        neutral = _plain(OmegaConf.merge(cfg, elsewhere))
         name = f"{data.name}-{self.names['protocol']}-{self.names['model']}-s{cfg.seed}-{digest(neutral)}"
         self.folder = RunFolder(Path(cfg.paths.runs) / "single" / name)
         self.monitor = cfg.stopping.monitor

@@ -53,6 +53,32 @@ def below(bits: Int[Tensor, "..."], bound: Int[Tensor, "..."] | int) -> Int[Tens
     return (bits & (2**63 - 1)) % bound
 
 
+def permuted(places: Int[Tensor, " M"], n: int, seed: int, purpose: str, *keys: int) -> Int[Tensor, " M"]:
+    """What a random permutation of 0..``n``-1 has at some places, without making the rest of it.
+
+    A Feistel network over a square of n numbers and the few that fill it up, walked on where it lands on one
+    of those (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+
+    Args:
+        places: (M,) each in 0..n-1.
+        n: size of the permutation.
+        seed: of the run or of the protocol.
+        purpose: what the permutation is for; other purposes and keys give independent ones.
+        keys: integers.
+    """
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    found, walking = places.clone(), torch.arange(len(places))
+    while len(walking):
+        row, column = found[walking] // columns, found[walking] % columns
+        for turn in range(3):
+            row = (row + below(hash64(seed, purpose, *keys, 2 * turn, column), rows)) % rows
+            column = (column + below(hash64(seed, purpose, *keys, 2 * turn + 1, row), columns)) % columns
+        found[walking] = row * columns + column
+        walking = walking[found[walking] >= n]
+    return found
+
+
 def _splitmix(state: Tensor) -> Tensor:
     bits = state + _signed(GAMMA)
     bits = (bits ^ _shift(bits, 30)) * _signed(0xBF58476D1CE4E5B9)

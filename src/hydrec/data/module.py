@@ -4,22 +4,29 @@ Shapes: B rows, T history positions, C candidates, E excluded items, N rows of t
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from hydrec.batch import PAD, Catalog, EvalCandidates, SequenceBatch
 from hydrec.data import cache
+from hydrec.data.download import fetch, sources
 from hydrec.data.log import InteractionLog, Reader
-from hydrec.data.protocols import Protocol, Samples, Split, ragged
+from hydrec.data.protocols import Protocol, Samples, Split, ragged, touched
 from hydrec.errors import InputError, MissingData, at_least
-from hydrec.sampling import cumulative, hash64, lists
+from hydrec.sampling import cumulative, lists, permuted
 
+ORDER = 2**16  # places of the shuffled order that are made at once
 BLOCK = 1024  # rows whose candidate lists are drawn at once: bounds memory, never changes a list
+
+logger = logging.getLogger("hydrec")
 
 
 class LogData(pl.LightningDataModule):
@@ -31,7 +38,9 @@ class LogData(pl.LightningDataModule):
 
     Args:
         reader: makes the log.
-        stand_in: makes another log where the raw files are missing; ``False`` makes that an error.
+        download: what to get where the raw files are missing: of each ``url``, ``checksum`` and ``unpack``,
+            as `Source` has them.
+        stand_in: makes another log where they cannot be had; ``False`` makes that an error.
         protocol: makes the parts, and says what targets are ranked against.
         batch_size: training rows of a step, of all processes together.
         eval_batch_size: rows of an evaluation batch; changes speed and memory only.
@@ -40,7 +49,7 @@ class LogData(pl.LightningDataModule):
         verify: whether to hash the raw files again.
 
     Raises:
-        InputError: a batch size is not a positive whole number.
+        InputError: a batch size is not a positive whole number, or an entry of ``download`` is unusable.
 
     Attributes:
         name: what tables call the data.
@@ -59,6 +68,7 @@ class LogData(pl.LightningDataModule):
         self,
         *,
         reader: Reader,
+        download: list[dict[str, Any]],
         stand_in: Reader | bool,
         protocol: Protocol,
         batch_size: int,
@@ -69,6 +79,7 @@ class LogData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.reader, self.stand_in, self.protocol = reader, stand_in, protocol
+        self.sources = sources(download)
         self.batch_size = at_least("batch_size", batch_size, 1)
         self.eval_batch_size = at_least("eval_batch_size", eval_batch_size, 1)
         self.cache, self.seed, self.verify = cache, seed, verify
@@ -87,7 +98,7 @@ class LogData(pl.LightningDataModule):
             return
         self.split = self.protocol(self._load())
         self.log, self.name = self.split.log, self.split.log.name
-        self._trained = _touched(self.split.train, len(self.log))
+        self._trained = touched(self.split.train, len(self.log))
         self.catalog = _catalog(self.log, self.split.train, self._trained)
         if self.protocol.lists is not None:
             for part in ("valid", "test"):
@@ -107,7 +118,7 @@ class LogData(pl.LightningDataModule):
             InputError: there are fewer rows in a step than processes.
         """
         rank, world = _process()
-        order = Shuffled(self.split.train.target, self.batch_size, seed=self.seed, rank=rank, world=world)
+        order = Shuffled(len(self.split.train), self.batch_size, seed=self.seed, rank=rank, world=world)
         if order.smallest < world:
             raise InputError(
                 f"batch_size={self.batch_size}: a step of {order.smallest} training samples leaves some of"
@@ -227,13 +238,13 @@ class LogData(pl.LightningDataModule):
         known = np.bincount(log.users[split.train.target], minlength=log.n_users + 1) > 0
         used, parts = np.zeros(len(log), bool), {}
         for name, samples in split.parts().items():
-            touched = _touched(samples, len(log))
-            used |= touched
+            met = touched(samples, len(log))
+            used |= met
             user, item = log.users[samples.target], log.items[samples.target]
             parts[name] = {
                 "samples": len(samples),
                 "users": len(np.unique(user)),
-                "items": len(np.unique(log.items[touched])),
+                "items": len(np.unique(log.items[met])),
                 "samples_of_unseen_users": int((~known[user]).sum()),
                 "cold_targets": int((~warm[item]).sum()),
                 "untrained_targets": int((~trained[item]).sum()),
@@ -266,12 +277,25 @@ class LogData(pl.LightningDataModule):
 
     def _load(self) -> InteractionLog:
         try:
+            self._find()
             return cache.load(self.reader, self.cache, self.verify)
-        except MissingData:
+        except MissingData as missing:
             if isinstance(self.stand_in, bool):
                 raise
+            if self.sources:
+                rank_zero_only(logger.warning)("%s", missing)
             self.stood_in = True
             return cache.load(self.stand_in, self.cache, self.verify)
+
+    def _find(self) -> None:
+        """Downloads the raw files where there are none."""
+        try:
+            self.reader.files()
+        except MissingData:
+            if not self.sources:
+                raise
+            folder = Path(self.reader.root, self.reader.folder)  # type: ignore[attr-defined]
+            fetch(self.sources, folder, self.reader.files)
 
 
 class Shuffled:
@@ -280,22 +304,22 @@ class Shuffled:
     All batches of an epoch have the same number of rows, give or take one.
 
     Args:
-        rows: (n,) name each sample.
+        n: samples.
         batch_size: rows of a batch, at most, of all processes together.
         seed: of the run.
         rank, world: this process, and how many there are.
     """
 
-    def __init__(self, rows: np.ndarray, batch_size: int, *, seed: int, rank: int, world: int) -> None:
-        self.rows = torch.from_numpy(rows)
-        self.batches = -(-len(rows) // batch_size)
+    def __init__(self, n: int, batch_size: int, *, seed: int, rank: int, world: int) -> None:
+        self.n = n
+        self.batches = -(-n // batch_size)
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
 
     @property
     def smallest(self) -> int:
         """Rows of the smallest batch, of all processes together."""
-        return len(self.rows) // self.batches
+        return self.n // self.batches
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch; Lightning calls it before each."""
@@ -305,9 +329,13 @@ class Shuffled:
         return self.batches
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = hash64(self.seed, "shuffle", self.epoch, self.rows).argsort().numpy()
-        for batch in np.array_split(order, self.batches):
-            yield batch[self.rank :: self.world]
+        starts = [self.n * batch // self.batches for batch in range(self.batches + 1)]
+        some = -(-ORDER * self.batches // self.n)  # batches made in one step
+        for start in range(0, self.batches, some):
+            first, *ends = starts[start : start + some + 1]
+            order = permuted(torch.arange(first, ends[-1]), self.n, self.seed, "shuffle", self.epoch).numpy()
+            for batch in np.split(order, [end - first for end in ends[:-1]]):
+                yield batch[self.rank :: self.world]
 
 
 class InOrder:
@@ -353,14 +381,6 @@ def _process() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def _touched(samples: Samples, n: int) -> np.ndarray:
-    """(N,) whether a row of the log is in a history or the target of a sample."""
-    inside = np.bincount(samples.first, minlength=n + 1) - np.bincount(samples.last, minlength=n + 1)
-    touched = inside.cumsum()[:n] > 0
-    touched[samples.target] = True
-    return touched
 
 
 def _catalog(log: InteractionLog, train: Samples, touched: np.ndarray) -> Catalog:

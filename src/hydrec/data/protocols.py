@@ -363,12 +363,10 @@ class LeaveOneOut(Protocol):
     def split(self, log: InteractionLog) -> Split:
         """Splits a log by each user's last events."""
         sizes = np.diff(log.offsets)
-        start, size = log.offsets[log.users], sizes[log.users]
-        left = np.where(size >= 3, start + size - 1 - np.arange(len(log)), np.inf)  # events of the user after
-
-        train, valid, test = (
-            _latest_history(log, which, self.window) for which in (left >= 2, left == 1, left == 0)
-        )
+        last = log.offsets[1:][sizes >= 3] - 1
+        part = np.zeros(len(log), np.int8)
+        part[last], part[last - 1] = 2, 1
+        train, valid, test = (_latest_history(log, part == number, self.window) for number in range(3))
         return Split(
             log,
             train,
@@ -454,9 +452,11 @@ def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) 
 
 def _latest_history(log: InteractionLog, targets: np.ndarray, window: int) -> Samples:
     """The rows where ``targets`` holds that have a history, with the last ``window`` events of it."""
-    start = log.offsets[log.users]
-    target = np.flatnonzero(targets & (np.arange(len(log)) > start))
-    return Samples(np.maximum(start[target], target - window), target, target)
+    target = np.flatnonzero(targets)
+    start = log.offsets[log.users[target]]
+    later = target > start
+    target, start = target[later], start[later]
+    return Samples(np.maximum(start, target - window), target, target)
 
 
 def touched(samples: Samples, n: int) -> np.ndarray:

@@ -1,0 +1,125 @@
+"""From raw file to first batch: seconds and peak memory, cold and from the cache, as the file grows.
+
+    python benchmarks/data.py                    # 1, 5 and 20 million rows of csv in MovieLens's form
+    python benchmarks/data.py --rows 1 --keep /tmp/bench
+
+Every figure is that of a process of its own: what it takes beyond importing torch, and the most memory it
+held. The rows are simulated: the log of MovieLens-1M's shape, again and again with users and items of its own.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from hydrec.data.simulator import Simulator
+
+MILLION = 1_000_000
+NEW_ITEMS = 1_300  # of each copy, so that 20 have about as many as MovieLens-20M
+
+CHILD = """
+import json, resource, sys, time
+import torch
+import hydrec.data.module, hydrec.data.movielens, hydrec.data.protocols  # what every run imports
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+conf, root, cache = sys.argv[1:]
+with initialize_config_dir(conf, version_base="1.3"):
+    cfg = compose("train", ["dataset=movielens_20m", "protocol=leave_one_out", f"paths.data={root}",
+                            f"paths.cache={cache}", "dataset.download=[]"])
+before = time.perf_counter()
+data = instantiate(cfg.dataset, _convert_="all")
+data.prepare()
+prepared = time.perf_counter()
+batch = next(iter(data.train_dataloader()))
+print(json.dumps({
+    "rows": len(data.log), "samples": len(data.split.train), "users": data.log.n_users, "items": data.log.n_items,
+    "prepare_s": prepared - before, "batch_s": time.perf_counter() - prepared,
+    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    "fingerprint": data.log.fingerprint[:12],
+}))
+"""
+
+
+def write(folder: Path, millions: int) -> None:
+    """Writes ratings.csv and movies.csv of so many million rows, copy by copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "movies.csv").exists():
+        return
+    log = Simulator(
+        name="copy",
+        shape="ml-1m",
+        seed=0,
+        factors=8,
+        preference=0.8,
+        timespan=0.5,
+        intensity=0.5,
+        fields=0.5,
+        popularity=0.8,
+    )()
+    with (folder / "ratings.csv").open("wb") as file:
+        file.write(b"userId,movieId,rating,timestamp\n")
+        for copy in range(millions):
+            rows = slice(0, MILLION)
+            pl.DataFrame(
+                {
+                    "userId": log.users[rows] + copy * log.n_users,
+                    "movieId": log.items[rows] + copy * NEW_ITEMS,
+                    "rating": log.values[rows],
+                    "timestamp": log.times[rows],
+                }
+            ).write_csv(file, include_header=False)
+    movies = np.arange(1, log.n_items + (millions - 1) * NEW_ITEMS + 1)
+    titles = pl.DataFrame({"movieId": movies}).with_columns(
+        title=pl.format("Film {}", "movieId"), genres=pl.lit("Drama")
+    )
+    titles.write_csv(folder / "movies.csv")
+
+
+def measure(root: Path, cache: Path) -> dict:
+    """The figures of one process."""
+    conf = Path(__file__).resolve().parents[1] / "conf"
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, str(conf), str(root), str(cache)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Prints the table of all sizes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 5, 20], help="millions of rows")
+    parser.add_argument("--keep", type=Path, help="folder for the files, kept; otherwise a temporary one")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        home = args.keep or Path(temporary)
+        print(
+            "| million rows | MB | first time, s | s a million | peak MiB | from the cache, s | first batch, s | peak MiB |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        for millions in args.rows:
+            root = home / f"{millions}m"
+            write(root / "ml-20m", millions)
+            size = (root / "ml-20m" / "ratings.csv").stat().st_size / 1e6
+            with tempfile.TemporaryDirectory(dir=home) as cache:
+                cold, warm = (measure(root, Path(cache)) for _ in range(2))
+            assert cold["fingerprint"] == warm["fingerprint"] and cold["rows"] == millions * MILLION
+            print(
+                f"| {millions} | {size:.0f} | {cold['prepare_s']:.1f} | {cold['prepare_s'] / millions:.2f} |"
+                f" {cold['peak_mib']:,} | {warm['prepare_s']:.2f} | {warm['batch_s']:.2f} | {warm['peak_mib']:,} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
