@@ -51,7 +51,8 @@ KEYS (key=value; those inside an option have its path: trainer.max_epochs=20, mo
 {keys}
 
 What a library's constructor takes and the option leaves out is added with +, as in +trainer.max_steps=100.
-HYDREC_DATA=FOLDER says where raw files lie; HYDREC_OFFLINE=1 downloads nothing; HYDRA_FULL_ERROR=1 shows tracebacks.
+HYDREC_DATA=FOLDER says where raw files lie, HYDREC_OFFLINE=1 downloads none; HYDRA_FULL_ERROR=1 shows
+tracebacks.
 Exit status: 0 done, 1 failed, 2 something you can mend, 130 interrupted, 143 terminated.
 """
 
