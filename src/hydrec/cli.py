@@ -115,7 +115,7 @@ def job(cfg: DictConfig) -> None:
             group: hydra.runtime.choices[group] for group in ("dataset", "protocol", "model", "loss")
         }
     try:
-        _tune()
+        tune()
         from hydrec import pipeline  # torch and Lightning take seconds to import
 
         pipeline.run(cfg)
@@ -130,7 +130,7 @@ def job(cfg: DictConfig) -> None:
         raise
 
 
-def _tune() -> None:
+def tune() -> None:
     """Sets up the C runtime for training, before torch is there."""
     # Waiting threads spin for long by default: on a busy machine a training step took ten times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

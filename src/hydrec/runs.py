@@ -41,7 +41,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise InputError(
-            f"cannot write {path}: {error.strerror}; free the disk or choose another paths.runs"
+            f"cannot write {path}: {error.strerror}; free the disk or choose another folder"
         ) from error
 
 

@@ -1,0 +1,346 @@
+"""The data card: what a log under a protocol is, before a model sees any of it.
+
+Intensity and popularity after "Architectural Limitations in Intensity-Aware Sequential Recommendation: A
+Negative Result and Mechanism Analysis" (IA-SASRec); known targets, recency and fields after Fig. 3 of
+"Multi-Interactive Attention Network for Fine-grained Feature Learning in CTR Prediction" (MIAN); leakage
+after "A Critical Study on Data Leakage in Recommender System Offline Evaluation" (Ji et al., TOIS 2023).
+
+Letters: N rows of the log, n samples, T history positions, m cases that are ranked, D draws of them.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from hydrec.data.log import Feature, InteractionLog
+from hydrec.data.module import LogData
+from hydrec.data.protocols import Samples, touched
+from hydrec.layers import intensity
+from hydrec.layers.graph import filled
+from hydrec.sampling import below, hash64
+
+BINS = 50
+BLOCK = 2**20  # numbers held at once: bounds memory, never changes a figure
+RARE = 5  # an item with fewer training events says nothing of its mean intensity
+EXACT = 1e-6  # what a mean or a share is off by in float32
+DRAWS = 1000  # with replacement, for an interval
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+GAPS = 10 ** np.linspace(0, 9, 37)  # seconds: four bins for each power of ten, up to 31 years
+
+# What training knows of a part: the first is leakage, the second may be no more than a shared history
+LEAKAGE = {
+    "targets_in_training_samples": "targets inside a training sample",
+    "targets_that_are_training_targets": "targets that are training targets",
+    "users_with_later_training_events": "users with own training events after a target",
+    "users_before_the_end_of_training": "users with a target before the end of training",
+    "training_events_later": "training events after a target (mean)",
+}
+OVERLAP = {
+    "samples_sharing_events": "samples that share an event with training",
+    "events_shared": "events of samples that training has",
+    "near_copies": "samples one event apart from a training sample",
+}
+
+Card = dict[str, Any]
+
+
+# Figures ----------------------------------------------------------------------------------------------------
+
+
+def card(data: LogData, command: str) -> Card:
+    """Computes the card, in types that JSON has; what the data cannot tell is ``None``.
+
+    Args:
+        data: prepared.
+        command: what makes this card, for whoever finds it.
+    """
+    log, split = data.log, data.split
+    trained = touched(split.train, len(log))
+    pair = pl.Series(log.users * np.int64(log.n_items + 1) + log.items)
+    sizes = np.diff(log.offsets)
+    return {
+        "command": command,
+        "dataset": data.describe(),
+        "protocol": data.protocol.identity(),
+        "density": len(log) / (log.n_users * log.n_items),
+        "repeated": 1 - pair.n_unique() / len(log),
+        "lengths": {"user": _lengths(sizes[sizes > 0]), "item": _lengths(np.bincount(log.items)[1:])},
+        "time": _time(log.times),
+        "intensity": _intensity(data, trained) if np.isfinite(log.values).any() else None,
+        "recency": {name: _recency(log, samples) for name, samples in split.parts().items()},
+        "fields": {
+            "item": {name: _field(one, pad=1) for name, one in log.item_features.items()},
+            "user": {name: _field(one, pad=1) for name, one in log.user_features.items()},
+            "event": {name: _field(one, pad=0) for name, one in log.event_features.items()},
+        },
+        "leakage": {
+            name: _leakage(log, split.parts()[name], split.train, trained) for name in ("valid", "test")
+        },
+    }
+
+
+def _lengths(sizes: np.ndarray) -> Card:
+    names = ("least", "lower_quartile", "median", "upper_quartile", "most")
+    numbers = np.unique(np.geomspace(1, sizes.max(), 80).round())
+    fewer = np.searchsorted(np.sort(sizes), numbers)
+    return {
+        **dict(zip(names, np.quantile(sizes, (0, 0.25, 0.5, 0.75, 1)).tolist(), strict=True)),
+        "mean": float(sizes.mean()),
+        "at_least": {"events": numbers.tolist(), "share": (1 - fewer / len(sizes)).tolist()},
+    }
+
+
+def _time(times: np.ndarray) -> Card:
+    first, last = int(times.min()), int(times.max())
+    days = (last - first) / 86400
+    return {
+        "first": str(np.datetime64(first, "s")),
+        "last": str(np.datetime64(last, "s")),
+        "days": days,
+        "days_with_events": len(np.unique(times // 86400)),
+        "events_a_day": len(times) / days if days else None,
+        "histogram": _histogram(*np.histogram((times - first) / 86400, BINS)),
+    }
+
+
+def _recency(log: InteractionLog, samples: Samples) -> Card:
+    """From the last event of a history to the target; the histogram has the gaps of a second or more."""
+    gap = log.times[samples.target] - log.times[samples.last - 1]
+    return {
+        "tied": float((gap == 0).mean()),
+        "reversed": float((gap < 0).mean()),  # only where a protocol does not sort by time
+        "seconds": dict(zip(map(str, QUANTILES), np.quantile(gap, QUANTILES).tolist(), strict=True)),
+        "most_seconds": int(gap.max()),
+        "histogram": _histogram(*np.histogram(np.minimum(gap, GAPS[-1]), GAPS)),
+    }
+
+
+def _field(feature: Feature, *, pad: int) -> Card:
+    rows = len(feature.offsets) - 1 - pad
+    codes = feature.codes[feature.offsets[pad] :]
+    return {
+        "categories": len(feature.vocabulary),
+        "values_a_row": len(codes) / rows,
+        "unknown": float((codes == 1).sum() / rows),
+    }
+
+
+def _histogram(counts: np.ndarray, edges: np.ndarray) -> Card:
+    return {"edges": edges.tolist(), "counts": counts.astype(int).tolist()}
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Of the bin of a case, in bits."""
+    share = counts[counts > 0] / counts.sum()
+    return float(abs((share * np.log2(share)).sum()))
+
+
+# Intensity --------------------------------------------------------------------------------------------------
+
+
+def _intensity(data: LogData, trained: np.ndarray) -> Card:
+    log = data.log
+    known = np.isfinite(log.values)
+    raw = log.values[known].astype(np.float64)
+    counts, edges = np.histogram(raw, BINS)
+    return {
+        "missing": int((~known).sum()),
+        "negative": int((raw < 0).sum()),
+        "raw": {
+            "cases": len(raw),
+            "entropy_bits": _entropy(counts),
+            "zeros": float((raw == 0).mean()),
+            "ones": float((raw == 1).mean()),
+            "mean_deviation": None,
+            "histogram": _histogram(counts, edges),
+        },
+        "normalised": _normalised(data, float(raw.max())),
+        "popularity": _popularity(log, trained & known, np.bincount(log.items[trained])),
+    }
+
+
+def _normalised(data: LogData, highest: float) -> dict[str, Card]:
+    """What each mode makes of the histories in training: every position of every sample is a case."""
+    reach = math.sqrt(max(data.protocol.window - 1, 1))
+    ranges = {
+        "log1p_minmax": (0.0, 1.0),
+        "minmax": (intensity.FLOOR, 1.0),
+        "zscore": (-reach, reach),
+        "none": (0.0, highest if highest > 0 else 1.0),
+    }
+    counts = {mode: np.zeros(BINS) for mode in ranges}
+    zeros, ones, apart = (dict.fromkeys(ranges, 0.0) for _ in range(3))
+    cases = 0
+    for values, seen in _histories(data):
+        cases += int(seen.sum())
+        for mode, (low, high) in ranges.items():
+            x = intensity.MODES[mode](values, seen)
+            flat = x[seen]
+            counts[mode] += torch.histc(flat.clamp(low, high), BINS, low, high).numpy()
+            zeros[mode] += int((flat.abs() < EXACT).sum())
+            ones[mode] += int(((flat - 1).abs() < EXACT).sum())
+            apart[mode] += float(_deviations(x.double(), seen).sum())
+    return {
+        mode: {
+            "cases": cases,
+            "entropy_bits": _entropy(counts[mode]),
+            "zeros": zeros[mode] / cases,
+            "ones": ones[mode] / cases,
+            "mean_deviation": apart[mode] / len(data.split.train),
+            "histogram": _histogram(counts[mode], np.linspace(*ranges[mode], BINS + 1)),
+        }
+        for mode in ranges
+    }
+
+
+def _histories(data: LogData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Intensities (n, T) in training, some samples at a time, and which positions are no padding."""
+    train, width = data.split.train, data.protocol.window
+    step = max(BLOCK // width, 1)
+    for start in range(0, len(train), step):
+        batch = data.gather(train, np.arange(start, min(start + step, len(train))))
+        yield batch.values, filled(batch.lengths, width)
+
+
+def _deviations(x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """(n,) standard deviation of each row over the positions that count; the others are 0."""
+    n = seen.sum(1)
+    apart = (x - (x.sum(1) / n)[:, None]) * seen
+    return (apart.square().sum(1) / n).sqrt()
+
+
+def _popularity(log: InteractionLog, rows: np.ndarray, popularity: np.ndarray) -> Card:
+    """Whether what is popular is also met strongly, by Spearman's rank correlation.
+
+    Args:
+        log: the log.
+        rows: (N,) whether a row trains and has an intensity.
+        popularity: training rows of each item.
+    """
+    users, items, values = log.users[rows], log.items[rows], log.values[rows].astype(np.float64)
+    value = pl.col("value")
+    each = pl.DataFrame({"item": items, "value": values}).group_by("item")
+    means = each.agg(mean=value.mean(), median=value.median()).sort("item")
+    means = means.with_columns(events=popularity[means["item"]]).filter(pl.col("events") >= RARE)
+
+    usual = np.bincount(users, values) / np.maximum(np.bincount(users), 1)
+    apart = (values - usual[users]).astype(np.float32)  # float64 would part what is equal but for rounding
+    return {
+        "item_mean": _correlation(means["events"], means["mean"], interval=True),
+        "item_median": _correlation(means["events"], means["median"], interval=True),
+        "event": _correlation(popularity[items], values, interval=False),
+        "event_less_user_mean": _correlation(popularity[items], apart, interval=False),
+        "octaves": _octaves(means),
+    }
+
+
+def _octaves(means: pl.DataFrame) -> list[Card]:
+    """Quartiles of the items' mean intensities, from each number of events to its double."""
+    octave = RARE * pl.lit(2.0).pow((pl.col("events") / RARE).log(2).floor())
+    quartiles = {
+        name: pl.quantile("mean", q, "linear")
+        for name, q in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75))
+    }
+    found = means.group_by(octave.alias("events")).agg(pl.len().alias("items"), **quartiles)
+    return found.sort("events").to_dicts()
+
+
+def _correlation(x: Any, y: Any, *, interval: bool) -> Card:
+    a, b = (pl.Series(each).rank("average").to_numpy() for each in (x, y))
+    varied = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
+    return {
+        "cases": len(a),
+        "rho": float(np.corrcoef(a, b)[0, 1]) if varied else None,
+        "interval": _interval(a, b) if varied and interval else None,
+    }
+
+
+def _interval(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """Bounds of 95 % of Spearman's correlation over draws of as many cases.
+
+    A draw is a number of copies of each case, which share their ranks as ties do.
+    """
+    m = len(x)
+    step = max(BLOCK // m, 1)
+    found = []
+    for start in range(0, DRAWS, step):
+        draw = torch.arange(start, min(start + step, DRAWS))
+        picked = below(hash64(0, "data card", draw[:, None], torch.arange(m)), m).numpy()
+        place = picked + m * np.arange(len(draw))[:, None]
+        copies = np.bincount(place.ravel(), minlength=m * len(draw)).reshape(-1, m)
+        a, b = (_ranks(each, copies) - (m + 1) / 2 for each in (x, y))
+        ab, aa, bb = ((copies * product).sum(1) for product in (a * b, a * a, b * b))
+        varied = aa * bb > 0
+        found.append(ab[varied] / np.sqrt(aa * bb)[varied])
+    return np.quantile(np.concatenate(found), (0.025, 0.975)).tolist()
+
+
+def _ranks(x: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """(D, m) average rank of each case among the copies of all."""
+    order = np.argsort(x, kind="stable")
+    _, first, group = np.unique(x[order], return_index=True, return_inverse=True)
+    tied = np.add.reduceat(copies[:, order], first, axis=1)
+    ranks = np.empty(copies.shape)
+    ranks[:, order] = (tied.cumsum(1) - (tied - 1) / 2)[:, group]
+    return ranks
+
+
+# Leakage ----------------------------------------------------------------------------------------------------
+
+
+def _leakage(log: InteractionLog, part: Samples, train: Samples, trained: np.ndarray) -> Card:
+    """What training knows of a part: shares of its users, samples and events.
+
+    Args:
+        log: the log.
+        part: what is evaluated.
+        train: what trains.
+        trained: (N,) rows in a history of ``train`` or its target.
+    """
+    user, when = log.users[part.target], log.times[part.target]
+    times = np.sort(log.times[trained])
+    latest = np.full(log.n_users + 1, np.iinfo(np.int64).min)
+    np.maximum.at(latest, log.users[trained], log.times[trained])
+    before = np.concatenate([[0], trained.cumsum()])
+    shared = before[part.last] - before[part.first] + trained[part.target]
+    size = part.last - part.first + 1
+    is_target = np.zeros(len(log), bool)
+    is_target[train.target] = True
+
+    def users(which: np.ndarray) -> float:
+        return len(np.unique(user[which])) / len(np.unique(user))
+
+    return {
+        "targets_in_training_samples": float(trained[part.target].mean()),
+        "targets_that_are_training_targets": float(is_target[part.target].mean()),
+        "users_with_later_training_events": users(latest[user] > when),
+        "users_before_the_end_of_training": users(when < times[-1]),
+        "training_events_later": float(1 - np.searchsorted(times, when, "right").mean() / len(times)),
+        "samples_sharing_events": float((shared > 0).mean()),
+        "events_shared": float(shared.sum() / size.sum()),
+        "near_copies": float((_overlap(part, train) >= size - 1).mean()),
+    }
+
+
+def _overlap(part: Samples, train: Samples) -> np.ndarray:
+    """(n,) events that each sample has in common with the one training sample that has most of them.
+
+    That is one of the two whose targets are next to its own: of two samples of a user, the later begins no
+    earlier and is no shorter.
+    """
+    place = np.searchsorted(train.target, part.target)
+    common = []
+    for neighbour in (place - 1, place):
+        near = train[neighbour.clip(0, len(train) - 1)]
+        history = np.minimum(part.last, near.last) - np.maximum(part.first, near.first)
+        common.append(
+            np.maximum(history, 0)
+            + ((near.first <= part.target) & (part.target < near.last))
+            + ((part.first <= near.target) & (near.target < part.last))
+            + (part.target == near.target)
+        )
+    return np.maximum(*common)

@@ -1,0 +1,354 @@
+"""What a data card shows: tables and a page of diagrams, of the card alone, also if read from its file."""
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from hydrec.data.inspect import BINS, GAPS, LEAKAGE, OVERLAP, QUANTILES, RARE, Card
+
+# Tables -----------------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """Cells as they are shown; the first column says what a row is."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def tables(card: Card) -> list[Table]:
+    """What a card says in numbers, in the order in which to read it."""
+    data, leakage, strength = card["dataset"], card["leakage"], card["intensity"]
+    sizes = ("least", "lower_quartile", "median", "upper_quartile", "most")
+    found = [
+        Table("Log", ["", data["name"]], _counts(card)),
+        Table(
+            "Lengths",
+            ["events of each", "least", "quarter", "median", "three quarters", "most", "mean"],
+            [
+                [whose, *(f"{one[key]:,.10g}" for key in sizes), f"{one['mean']:,.1f}"]
+                for whose, one in card["lengths"].items()
+            ],
+        ),
+        Table("Parts", ["", *data["parts"]], _parts(data["parts"])),
+        Table(
+            "From the last event of a history to the target (quantiles)",
+            ["", "tied", *(f"{100 * q:g} %" for q in QUANTILES), "most", "reversed"],
+            [
+                [
+                    name,
+                    _percent(one["tied"]),
+                    *map(_span, one["seconds"].values()),
+                    _span(one["most_seconds"]),
+                    _percent(one["reversed"]),
+                ]
+                for name, one in card["recency"].items()
+            ],
+        ),
+    ]
+    if strength is not None:
+        found += [_intensities(strength), _correlations(strength["popularity"])]
+    for title, names in (("Leakage", LEAKAGE), ("Overlap with training", OVERLAP)):
+        rows = [[shown, *(_percent(one[key]) for one in leakage.values())] for key, shown in names.items()]
+        found.append(Table(title, ["share of", *leakage], rows))
+    fields = [
+        [of, name, _count(one["categories"]), f"{one['values_a_row']:.2f}", _percent(one["unknown"])]
+        for of, group in card["fields"].items()
+        for name, one in group.items()
+    ]
+    if fields:
+        found.append(
+            Table("Fields beside the ids", ["of", "field", "categories", "values a row", "unknown"], fields)
+        )
+    return found
+
+
+def markdown(card: Card) -> str:
+    """The tables as a section of a Markdown page."""
+    lines = [f"## {_title(card)}", "", f"`{card['command']}`"]
+    for title, header, rows in tables(card):
+        lines += ["", f"### {title}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(card: Card) -> list[list[str]]:
+    data, time = card["dataset"], card["time"]
+    tied = data["users_whose_last_two_tie"]
+    rows = {
+        "users": _count(data["users"]),
+        "items": _count(data["items"]),
+        "events": _count(data["interactions"]),
+        "density": f"{100 * card['density']:.3g} %",
+        "events that repeat a user and item": _percent(card["repeated"]),
+        "events at the time of the user's event before": _percent(data["tie_share"]),
+        "users whose last two events tie": f"{_count(tied)} ({_percent(tied / data['users'])})",
+        "first event": f"{time['first']} UTC",
+        "last event": f"{time['last']} UTC",
+        "days between": f"{time['days']:,.1f}",
+        "days with events": _count(time["days_with_events"]),
+        "events a day": "-" if time["events_a_day"] is None else f"{time['events_a_day']:,.1f}",
+        "fingerprint": data["fingerprint"][:12],
+    }
+    return [[name, shown] for name, shown in rows.items()]
+
+
+def _parts(parts: dict[str, Card]) -> list[list[str]]:
+    counted = {
+        "samples": "samples",
+        "users": "users",
+        "items": "items",
+        "samples_of_unseen_users": "samples of users without a training sample",
+        "cold_targets": "targets whose item is in no training sample (cold)",
+        "untrained_targets": "targets whose item is no training target",
+    }
+    rows = [[shown, *(_count(part[key]) for part in parts.values())] for key, shown in counted.items()]
+    known = [_percent(part["targets_in_history"]) for part in parts.values()]
+    return [*rows, ["targets that the user met before", *known]]
+
+
+def _intensities(strength: Card) -> Table:
+    missing, negative = _count(strength["missing"]), _count(strength["negative"])
+    return Table(
+        f"Intensity ({missing} missing and {negative} negative, 0 for the normalised)",
+        ["", "cases", f"entropy of {BINS} bins", "at 0", "at 1", "std within a history"],
+        [
+            [
+                name,
+                _count(one["cases"]),
+                f"{one['entropy_bits']:.2f} bits",
+                _percent(one["zeros"]),
+                _percent(one["ones"]),
+                _decimal(one["mean_deviation"]),
+            ]
+            for name, one in {"raw, every event": strength["raw"], **strength["normalised"]}.items()
+        ],
+    )
+
+
+def _correlations(popularity: Card) -> Table:
+    names = {
+        "item_mean": f"mean intensity of an item with {RARE} or more",
+        "item_median": f"median intensity of an item with {RARE} or more",
+        "event": "intensity of an event",
+        "event_less_user_mean": "intensity of an event less the user's mean",
+    }
+    return Table(
+        "Spearman's correlation with the item's events in training",
+        ["", "cases", "rho", "95 % interval"],
+        [
+            [
+                shown,
+                _count(popularity[key]["cases"]),
+                _decimal(popularity[key]["rho"]),
+                " to ".join(map(_decimal, popularity[key]["interval"] or [None])),
+            ]
+            for key, shown in names.items()
+        ],
+    )
+
+
+def _title(card: Card) -> str:
+    label = card["dataset"]["label"]
+    return f"{card['dataset']['name']}, {card['protocol']['protocol']}{f' ({label})' if label else ''}"
+
+
+def _count(n: int) -> str:
+    return f"{n:,}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _decimal(x: float | None) -> str:
+    return "-" if x is None else f"{x:.3f}"
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("y", 31557600), ("d", 86400), ("h", 3600), ("min", 60)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+# Diagrams ---------------------------------------------------------------------------------------------------
+
+PANELS: list[Any] = [
+    ["time", "lengths", "recency", "fields"],
+    ["raw", "log1p_minmax", "minmax", "zscore"],
+    ["popularity", "known", "leakage", "overlap"],
+]
+PANELS_WITHOUT_INTENSITY: list[Any] = [
+    ["time", "lengths", "recency", "fields"],
+    ["known", "leakage", "overlap", "."],
+]
+PARTS = {"train": "#999999", "valid": "#56B4E9", "test": "#0072B2"}  # the colour-blind tell them apart too
+GROUPS = {"item": "#0072B2", "user": "#D55E00", "event": "#009E73"}
+TICKS = {"1 s": 1, "1 min": 60, "1 h": 3600, "1 d": 86400, "30 d": 2592000, "1 y": 31557600}
+
+
+def diagrams(card: Card) -> Figure:
+    """Draws a card on one page."""
+    data, strength = card["dataset"], card["intensity"]
+    panels = PANELS if strength else PANELS_WITHOUT_INTENSITY
+    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.05)
+    page = Figure(figsize=(15.6, 3.4 * len(panels)), layout=layout)
+    sizes = (
+        f"{_count(data['users'])} users, {_count(data['items'])} items, {_count(data['interactions'])} events"
+    )
+    page.suptitle(f"{_title(card)}: {sizes}", fontsize=13, x=0.01, ha="left")
+    axes = page.subplot_mosaic(panels)
+    for each in axes.values():
+        each.spines[["top", "right"]].set_visible(False)
+        each.tick_params(labelsize=8)
+    _draw_time(axes["time"], card["time"])
+    _draw_lengths(axes["lengths"], card["lengths"])
+    _draw_recency(axes["recency"], card["recency"])
+    _draw_fields(axes["fields"], card["fields"])
+    known = {
+        name: {
+            "the user met before": part["targets_in_history"],
+            "of users without a training sample": part["samples_of_unseen_users"] / part["samples"],
+            "of an item in no training sample (cold)": part["cold_targets"] / part["samples"],
+        }
+        for name, part in data["parts"].items()
+    }
+    _draw_shares(axes["known"], "Targets", known)
+    for panel, title, names in (
+        ("leakage", "Leakage", LEAKAGE),
+        ("overlap", "Overlap with training", OVERLAP),
+    ):
+        shares = {
+            part: {shown: one[key] for key, shown in names.items()} for part, one in card["leakage"].items()
+        }
+        _draw_shares(axes[panel], title, shares)
+    if strength:
+        _draw_intensity(axes["raw"], "Intensity, every event", strength["raw"])
+        for mode in PANELS[1][1:]:
+            _draw_intensity(axes[mode], f"{mode}, histories in training", strength["normalised"][mode])
+        _draw_popularity(axes["popularity"], strength["popularity"])
+    return page
+
+
+def drawn(page: Figure, form: str) -> bytes:
+    """The file of a page, ``png`` or ``svg``; the same bytes for the same card."""
+    file = io.BytesIO()
+    with rc_context({"svg.hashsalt": "hydrec"}):
+        page.savefig(file, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return file.getvalue()
+
+
+def _name(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+
+
+def _note(axes: Axes, text: str) -> None:
+    """Writes into the upper left corner, and makes room for it."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))
+    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=8)
+
+
+def _draw_time(axes: Axes, time: Card) -> None:
+    edges, counts = np.array(time["histogram"]["edges"]), np.array(time["histogram"]["counts"])
+    axes.stairs(counts / np.diff(edges), edges, fill=True, color=PARTS["test"])
+    _name(axes, "Events over time", f"days since {time['first'][:10]}", "events a day")
+
+
+def _draw_lengths(axes: Axes, lengths: Card) -> None:
+    for whose, one in lengths.items():
+        label = f"{whose}s (median {one['median']:,.10g})"
+        axes.plot(*one["at_least"].values(), color=GROUPS[whose], label=label)
+    axes.loglog()
+    axes.legend(fontsize=8, frameon=False)
+    _name(axes, "Lengths", "events", "share with at least so many")
+
+
+def _draw_recency(axes: Axes, recency: Card) -> None:
+    for part, one in recency.items():
+        counts = np.array(one["histogram"]["counts"])
+        share = counts / max(counts.sum(), 1) * (1 - one["tied"] - one["reversed"])
+        label = f"{part} (tied {_percent(one['tied'])})"
+        axes.stairs(100 * share, one["histogram"]["edges"], color=PARTS[part], label=label, linewidth=1.4)
+    axes.set_xscale("log")
+    axes.set_xticks(list(TICKS.values()), list(TICKS))
+    axes.minorticks_off()
+    axes.set_xlim(GAPS[0], GAPS[-1])
+    axes.legend(fontsize=8, frameon=False)
+    _name(axes, "From the last event of a history to the target", "", "% of targets")
+
+
+def _draw_fields(axes: Axes, fields: Card) -> None:
+    rows = [(f"{of} {name}", of, one) for of, group in fields.items() for name, one in group.items()]
+    for row, (_, of, one) in enumerate(rows):
+        axes.barh(row, one["categories"], color=GROUPS[of], height=0.6)
+        axes.text(one["categories"], row, f" {_count(one['categories'])}", va="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlim(0.8, 5 * max((one["categories"] for _, _, one in rows), default=1))
+    axes.set_xticks([])
+    axes.minorticks_off()
+    axes.spines["bottom"].set_visible(False)
+    axes.spines["left"].set_visible(bool(rows))
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.invert_yaxis()
+    _name(axes, f"Fields beside the ids: {len(rows)}", "categories (log scale)" if rows else "", "")
+
+
+def _draw_intensity(axes: Axes, title: str, one: Card) -> None:
+    counts = np.array(one["histogram"]["counts"])
+    axes.stairs(100 * counts / counts.sum(), one["histogram"]["edges"], fill=True, color=PARTS["test"])
+    ends = f"at 0: {_percent(one['zeros'])}, at 1: {_percent(one['ones'])}"
+    _note(axes, f"entropy {one['entropy_bits']:.2f} bits\n{ends}")
+    _name(axes, title, "", "% of cases")
+
+
+def _draw_popularity(axes: Axes, popularity: Card) -> None:
+    found = pl.DataFrame(popularity["octaves"])
+    of_items, of_events = popularity["item_mean"], popularity["event"]
+    if len(found):
+        middle = found["events"] * math.sqrt(2)
+        axes.fill_between(
+            middle,
+            found["lower_quartile"],
+            found["upper_quartile"],
+            color=PARTS["valid"],
+            alpha=0.4,
+            linewidth=0,
+        )
+        axes.plot(middle, found["median"], color=PARTS["test"], marker="o", markersize=3)
+    axes.set_xscale("log")
+    interval = " to ".join(map(_decimal, of_items["interval"] or [None]))
+    _note(
+        axes, f"rho of items {_decimal(of_items['rho'])} ({interval})\nof events {_decimal(of_events['rho'])}"
+    )
+    title = "Intensity by popularity: median and quartiles"
+    _name(axes, title, "training events of an item", "mean intensity of an item")
+
+
+def _draw_shares(axes: Axes, title: str, shares: dict[str, dict[str, float]]) -> None:
+    """Bars from 0 to 100 % for each part, in blocks with their names above."""
+    height = 0.6 / len(shares)
+    for place, (part, named) in enumerate(shares.items()):
+        for row, (name, share) in enumerate(named.items()):
+            y = row + (place + 0.5) * height
+            axes.barh(y, 100 * share, height, color=PARTS[part], label=part if row == 0 else None)
+            axes.text(100 * share + 1, y, _percent(share), va="center", fontsize=7)
+            if place == 0:
+                axes.text(1, row - 0.05, name, va="bottom", fontsize=8)
+    axes.set_xlim(0, 115)
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_ylim(len(named) - 0.3, -0.45)
+    axes.set_yticks([])
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper right", bbox_to_anchor=(1, 1.12))
+    _name(axes, title, "%", "")

@@ -1,0 +1,528 @@
+"""Every figure of the data card against slow loops in float64, and the command that writes it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from hydrec.data import __main__ as command
+from hydrec.data import inspect
+from hydrec.data.inspect import card
+from hydrec.data.log import InteractionLog
+from hydrec.data.module import LogData
+from hydrec.data.page import diagrams, drawn, markdown, tables
+from hydrec.data.protocols import GlobalTime, LeaveOneOut, ReleasedWindows, SlidingWindow
+from hydrec.metrics import RankMetrics
+from hydrec.sampling import below, hash64
+
+DAY = 86400
+ROOT = Path(__file__).parents[2]
+SHARED = {
+    "mask_history": False,
+    "cold": "keep",
+    "shuffle_ties": None,
+    "candidates": "full",
+    "sampled": {},
+    "metrics": RankMetrics(at=[5], ties="expected"),
+}
+PROTOCOLS = {
+    "leave_one_out": lambda: LeaveOneOut(window=4, **SHARED),
+    "windows": lambda: SlidingWindow(window=4, stride=2, scope="user", valid=0.2, test=0.2, **SHARED),
+    "released": lambda: ReleasedWindows(
+        window=4, seed=63, valid=0.2, test=0.2, order="string", validation_in_train=True, **SHARED
+    ),
+    "global_time": lambda: GlobalTime(window=4, valid=0.1, test=0.1, targets="all", **SHARED),
+}
+
+
+class Given:
+    """A reader of the events it is made of."""
+
+    name = "given"
+
+    def __init__(self, **columns) -> None:
+        self.columns = columns
+
+    def files(self) -> list[Path]:
+        return []
+
+    def options(self) -> dict:
+        return {key: str(value) for key, value in self.columns.items()}
+
+    def __call__(self) -> InteractionLog:
+        return InteractionLog.build(name=self.name, **self.columns)
+
+
+def random_events(seed=5, **changes):
+    """80 users with 1 to 40 events; items repeat, times tie and lie on both sides of 10^9, hours vary."""
+    draw = np.random.default_rng(seed)
+    users = np.repeat(np.arange(1, 81), draw.integers(1, 41, 80))
+    n = len(users)
+    items = (30 * draw.random(n) ** 2).astype(int) + 1
+    values = np.exp(draw.normal(0, 2, n) + items / 15).round(1).astype(np.float32)
+    values[draw.random(n) < 0.05] = np.nan
+    values[draw.random(n) < 0.05] = 0
+    values[draw.random(n) < 0.05] = 1
+    values[draw.random(n) < 0.02] = -1
+    times = 10**9 + (draw.integers(-50, 50, n) ** 3)
+    return {"users": users, "items": items, "times": times, "values": values} | changes
+
+
+@pytest.fixture
+def make(tmp_path):
+    def build(protocol="leave_one_out", **columns) -> LogData:
+        data = LogData(
+            reader=Given(**(columns or random_events())),
+            download=[],
+            stand_in=False,
+            protocol=PROTOCOLS[protocol](),
+            batch_size=100,
+            eval_batch_size=100,
+            cache=str(tmp_path / "cache"),
+            seed=0,
+            verify=False,
+        )
+        data.prepare()
+        return data
+
+    return build
+
+
+@pytest.fixture(params=PROTOCOLS)
+def data(request, make):
+    return make(request.param)
+
+
+def windows(samples):
+    """The rows of each sample: its history and its target."""
+    for first, last, target in zip(samples.first, samples.last, samples.target, strict=True):
+        yield list(range(first, last)), int(target)
+
+
+def training_rows(data):
+    return sorted({row for history, target in windows(data.split.train) for row in (*history, target)})
+
+
+# By hand ----------------------------------------------------------------------------------------------------
+
+# user a: 1 2 1 3; user b: 1 2 4; user c: 2. Leave-one-out: a trains on 1 -> 2, is validated by 1 (met before)
+# and tested by 3; b is validated by 2 and tested by 4; the first event of b and that of c train nobody.
+HAND = {
+    "users": list("aaaabbbc"),
+    "items": [1, 2, 1, 3, 1, 2, 4, 2],
+    "times": [0, DAY, DAY, 3 * DAY, 10, 20, 20, 4 * DAY],
+    "values": [1.0, 2.0, 3.0, 5.0, 4.0, math.nan, 2.0, -1.0],
+    "item_features": {"genres": ([1, 2, 3], [["x", "y"], ["x"], []])},
+    "user_features": {"city": (["a", "b", "c"], ["u", "v", "u"])},
+    "event_features": {"device": ["p", "q", "p", "p", None, "p", "p", "p"]},
+}
+
+
+def test_a_log_by_hand(make):
+    found = card(make(**HAND), "the command")
+    assert found["command"] == "the command"
+    assert found["density"] == 8 / (3 * 4)
+    assert found["repeated"] == pytest.approx(1 / 8)
+    assert found["dataset"]["users_whose_last_two_tie"] == 1
+    sizes = {key: value for key, value in found["lengths"]["user"].items() if key != "at_least"}
+    assert sizes == pytest.approx(
+        {"least": 1, "lower_quartile": 2, "median": 3, "upper_quartile": 3.5, "most": 4, "mean": 8 / 3}
+    )
+    assert found["lengths"]["user"]["at_least"] == {
+        "events": [1, 2, 3, 4],
+        "share": pytest.approx([1, 2 / 3, 2 / 3, 1 / 3]),
+    }
+    assert found["lengths"]["item"]["at_least"]["share"] == pytest.approx([1, 0.5, 0.5])
+    time = found["time"]
+    assert (time["first"], time["last"]) == ("1970-01-01T00:00:00", "1970-01-05T00:00:00")
+    assert (time["days"], time["events_a_day"], time["days_with_events"]) == (4, 2, 4)
+    assert sum(time["histogram"]["counts"]) == 8
+    assert found["fields"] == {
+        "item": {"genres": {"categories": 2, "values_a_row": 5 / 4, "unknown": 0.5}},
+        "user": {"city": {"categories": 2, "values_a_row": 1, "unknown": 0}},
+        "event": {"device": {"categories": 2, "values_a_row": 1, "unknown": 1 / 8}},
+    }
+    recency = found["recency"]
+    assert recency["train"]["seconds"]["0.5"] == recency["train"]["most_seconds"] == DAY
+    assert (recency["valid"]["tied"], recency["valid"]["most_seconds"]) == (0.5, 10)
+    assert recency["test"]["seconds"]["0.25"] == DAY / 2
+    assert sum(recency["test"]["histogram"]["counts"]) == 1
+    intensity = found["intensity"]
+    assert (intensity["missing"], intensity["negative"]) == (1, 1)
+    assert (intensity["raw"]["cases"], intensity["raw"]["ones"]) == (7, pytest.approx(1 / 7))
+    assert intensity["normalised"]["none"]["cases"] == 1
+    assert intensity["popularity"]["item_mean"] == {"cases": 0, "rho": None, "interval": None}
+    # training ends with the second event of a, after both targets of b
+    assert found["leakage"]["valid"] == pytest.approx(
+        {
+            "targets_in_training_samples": 0,
+            "targets_that_are_training_targets": 0,
+            "users_with_later_training_events": 0,
+            "users_before_the_end_of_training": 0.5,
+            "training_events_later": 0.25,
+            "samples_sharing_events": 0.5,
+            "events_shared": 2 / 5,
+            "near_copies": 0.5,
+        }
+    )
+    assert found["leakage"]["test"]["events_shared"] == pytest.approx(2 / 7)
+    assert found["leakage"]["test"]["near_copies"] == 0
+
+
+# Against slow references ------------------------------------------------------------------------------------
+
+
+def test_recency(data):
+    log = data.log
+    for name, samples in data.split.parts().items():
+        found = card(data, "")["recency"][name]
+        gaps = [int(log.times[target]) - int(log.times[history[-1]]) for history, target in windows(samples)]
+        assert found["tied"] == pytest.approx(np.mean([gap == 0 for gap in gaps]))
+        assert found["reversed"] == pytest.approx(np.mean([gap < 0 for gap in gaps]))
+        assert found["most_seconds"] == max(gaps)
+        for q, seconds in found["seconds"].items():
+            assert seconds == pytest.approx(np.percentile(gaps, 100 * float(q)))
+        edges = found["histogram"]["edges"]
+        expected = [sum(low <= gap < high for gap in gaps) for low, high in pairwise(edges)]
+        assert found["histogram"]["counts"] == expected
+
+
+def test_reversed_gaps_are_counted(make):
+    assert card(make("released"), "")["recency"]["train"]["reversed"] > 0
+    assert card(make("leave_one_out"), "")["recency"]["train"]["reversed"] == 0
+
+
+def test_leakage(data):
+    log = data.log
+    trained = training_rows(data)
+    samples = [{*history, target} for history, target in windows(data.split.train)]
+    targets = set(data.split.train.target.tolist())
+    for name in ("valid", "test"):
+        rows = []
+        for history, target in windows(data.split.parts()[name]):
+            user, when, own = log.users[target], log.times[target], {*history, target}
+            later = [row for row in trained if log.times[row] > when]
+            rows.append(
+                {
+                    "user": int(user),
+                    "targets_in_training_samples": target in trained,
+                    "targets_that_are_training_targets": target in targets,
+                    "own_later": any(log.users[row] == user for row in later),
+                    "later": bool(later),
+                    "training_events_later": len(later) / len(trained),
+                    "samples_sharing_events": bool(own & set(trained)),
+                    "shared": len(own & set(trained)),
+                    "size": len(own),
+                    "near_copies": any(len(own & sample) >= len(own) - 1 for sample in samples),
+                }
+            )
+        users = {row["user"] for row in rows}
+        expected = {
+            key: np.mean([row[key] for row in rows])
+            for key in (
+                "targets_in_training_samples",
+                "targets_that_are_training_targets",
+                "training_events_later",
+                "samples_sharing_events",
+                "near_copies",
+            )
+        } | {
+            "users_with_later_training_events": len({r["user"] for r in rows if r["own_later"]}) / len(users),
+            "users_before_the_end_of_training": len({r["user"] for r in rows if r["later"]}) / len(users),
+            "events_shared": sum(row["shared"] for row in rows) / sum(row["size"] for row in rows),
+        }
+        assert card(data, "")["leakage"][name] == pytest.approx(expected), name
+
+
+def test_overlap(data):
+    samples = [{*history, target} for history, target in windows(data.split.train)]
+    for part in data.split.parts().values():
+        own = [{*history, target} for history, target in windows(part)]
+        expected = [max(len(one & sample) for sample in samples) for one in own]
+        assert inspect._overlap(part, data.split.train).tolist() == expected
+
+
+def test_what_a_cut_in_time_leaves_is_no_leak(make):
+    for part in card(make("global_time"), "")["leakage"].values():
+        assert [part[key] for key in inspect.LEAKAGE] == [0] * len(inspect.LEAKAGE)
+        assert part["samples_sharing_events"] > 0.2
+
+
+def normalised(mode, history):
+    w = np.array([x if x > 0 else 0.0 for x in history.astype(np.float64)])
+    if mode == "log1p_minmax":
+        return np.log(1 + w) / max(np.log(1 + w).max(), 1e-300)
+    if mode == "minmax":
+        return 0.1 + 0.9 * (w - w.min()) / np.ptp(w) if np.ptp(w) else np.ones(len(w))
+    if mode == "zscore":
+        return (w - w.mean()) / w.std() if np.ptp(w) else np.zeros(len(w))
+    return w
+
+
+RANGES = {
+    "log1p_minmax": (0, 1),
+    "minmax": (0.1, 1),
+    "zscore": (-math.sqrt(3), math.sqrt(3)),
+    "none": (0, None),
+}
+
+
+def test_normalised_intensities(data):
+    log = data.log
+    found = card(data, "")["intensity"]["normalised"]
+    for mode, (low, high) in RANGES.items():
+        cases = [normalised(mode, log.values[history]) for history, _ in windows(data.split.train)]
+        every = np.concatenate(cases)
+        high = float(np.nanmax(log.values)) if high is None else high
+        counts, edges = np.histogram(every.clip(low, high), 50, (low, high))
+        share = counts[counts > 0] / counts.sum()
+        one = found[mode]
+        assert one["cases"] == len(every) == sum(one["histogram"]["counts"])
+        assert one["histogram"]["edges"] == pytest.approx(edges.tolist())
+        # at an edge the last bit of a float decides
+        assert np.abs(np.cumsum(one["histogram"]["counts"]) - np.cumsum(counts)).max() <= 0.005 * len(every)
+        assert one["entropy_bits"] == pytest.approx(-(share * np.log2(share)).sum(), abs=0.02)
+        assert one["mean_deviation"] == pytest.approx(np.mean([x.std() for x in cases]), rel=1e-4)
+        assert one["zeros"] == pytest.approx(np.mean(np.abs(every) < 1e-6))
+        assert one["ones"] == pytest.approx(np.mean(np.abs(every - 1) < 1e-6))
+
+
+def test_the_size_of_a_block_changes_nothing(make, monkeypatch):
+    data = make()
+    whole = card(data, "")["intensity"]["normalised"]
+    monkeypatch.setattr(inspect, "BLOCK", 100)
+    for mode, one in card(data, "")["intensity"]["normalised"].items():
+        assert one["histogram"] == whole[mode]["histogram"]
+        assert one["mean_deviation"] == pytest.approx(whole[mode]["mean_deviation"])
+
+
+def test_raw_intensities(data):
+    values = data.log.values[~np.isnan(data.log.values)].astype(float)
+    found = card(data, "")["intensity"]
+    assert found["missing"] == np.isnan(data.log.values).sum() > 0
+    assert found["negative"] == (values < 0).sum() > 0
+    assert found["raw"]["zeros"] == pytest.approx((values == 0).mean())
+    counts, edges = np.histogram(values, 50)
+    assert found["raw"]["histogram"] == {"edges": edges.tolist(), "counts": counts.tolist()}
+    assert found["raw"]["entropy_bits"] == pytest.approx(stats.entropy(counts, base=2))
+
+
+def test_popularity_and_intensity(data):
+    log = data.log
+    rows = training_rows(data)
+    n = {item: sum(log.items[row] == item for row in rows) for item in set(log.items[rows].tolist())}
+    rows = [row for row in rows if not np.isnan(log.values[row])]
+    values = {
+        item: [float(log.values[row]) for row in rows if log.items[row] == item]
+        for item in sorted(n)
+        if n[item] >= 5
+    }
+    values = {item: known for item, known in values.items() if known}
+    mean = {
+        user: np.mean([float(log.values[row]) for row in rows if log.users[row] == user])
+        for user in set(log.users[rows].tolist())
+    }
+    met = [n[log.items[row]] for row in rows]
+    event = [float(log.values[row]) for row in rows]
+    apart = [np.float32(log.values[row] - mean[log.users[row]]) for row in rows]
+    expected = {
+        "item_mean": ([n[item] for item in values], [np.mean(known) for known in values.values()]),
+        "item_median": ([n[item] for item in values], [np.median(known) for known in values.values()]),
+        "event": (met, event),
+        "event_less_user_mean": (met, apart),
+    }
+    found = card(data, "")["intensity"]["popularity"]
+    for key, (x, y) in expected.items():
+        assert found[key]["cases"] == len(x)
+        assert found[key]["rho"] == pytest.approx(stats.spearmanr(x, y).statistic), key
+    assert found["item_mean"]["interval"][0] < found["item_mean"]["rho"] < found["item_mean"]["interval"][1]
+    assert found["event"]["interval"] is None
+
+    for octave in found["octaves"]:
+        some = [np.mean(values[i]) for i in values if octave["events"] <= n[i] < 2 * octave["events"]]
+        assert octave["items"] == len(some)
+        quartiles = [octave[key] for key in ("lower_quartile", "median", "upper_quartile")]
+        assert quartiles == pytest.approx(np.percentile(some, (25, 50, 75)).tolist())
+    assert sum(octave["items"] for octave in found["octaves"]) == len(values)
+
+
+@pytest.mark.parametrize("block", [inspect.BLOCK, 100])
+def test_an_interval_is_that_of_drawn_cases(block, monkeypatch):
+    monkeypatch.setattr(inspect, "BLOCK", block)
+    draw = np.random.default_rng(0)
+    x = draw.integers(1, 12, 37).astype(float)
+    y = x + draw.normal(0, 5, 37).round()
+    rhos = []
+    for number in range(inspect.DRAWS):
+        picked = below(hash64(0, "data card", torch.tensor(number), torch.arange(37)), 37).numpy()
+        rhos.append(np.corrcoef(stats.rankdata(x[picked]), stats.rankdata(y[picked]))[0, 1])
+    assert inspect._interval(x, y) == pytest.approx(np.percentile(rhos, (2.5, 97.5)).tolist())
+    assert 0.1 < np.ptp(inspect._interval(x, y)) < 0.8
+
+
+# Logs of other kinds ----------------------------------------------------------------------------------------
+
+
+def test_without_intensity(make):
+    events = random_events()
+    del events["values"]
+    found = card(make(**events), "")
+    assert found["intensity"] is None
+    assert not any("ntensity" in table.title for table in tables(found))
+    assert drawn(diagrams(found), "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.0])
+def test_a_constant_intensity_has_no_correlation_and_no_entropy(value, make):
+    events = random_events()
+    found = card(make(**events | {"values": np.full(len(events["users"]), value)}), "")
+    assert found["intensity"]["raw"]["entropy_bits"] == 0
+    assert {one["entropy_bits"] for one in found["intensity"]["normalised"].values()} == {0}
+    assert [found["intensity"]["popularity"][key]["rho"] for key in ("item_mean", "event")] == [None, None]
+    diagrams(found)
+
+
+def test_a_log_of_one_moment(make):
+    events = random_events()
+    found = card(make(**events | {"times": np.full(len(events["users"]), 7)}), "")
+    assert found["time"]["events_a_day"] is None
+    assert found["recency"]["test"]["tied"] == 1
+    diagrams(found)
+
+
+def test_a_card_is_shown_as_well_from_its_file(make):
+    found = card(make(), "python -m x")
+    read = json.loads(json.dumps(found, allow_nan=False))
+    assert read == found
+    assert tables(read) == tables(found)
+    assert markdown(read) == markdown(found)
+    assert drawn(diagrams(read), "svg") == drawn(diagrams(found), "svg")
+
+
+def test_tables_are_whole(data):
+    found = card(data, "python -m x")
+    for table in tables(found):
+        assert {len(row) for row in table.rows} == {len(table.header)}
+        assert all(cell for row in table.rows for cell in row)
+    text = markdown(found)
+    assert text.startswith("## given, ") and "`python -m x`" in text
+    assert f"| events | {len(data.log):,} |" in text
+    assert text.count("\n### ") == len(tables(found))
+    assert ("(leaky)" in text) == (data.protocol.name == "released_windows")
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+TINY = ["dataset=simulated", "dataset.reader.shape=tiny", "protocol=leave_one_out"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Answers a command line in an empty folder: status, output, errors."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.delenv("HYDREC_DATA", raising=False)
+
+    def run(*argv):
+        status = command.main(list(argv))
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_leaves_a_card(run):
+    status, out, err = run("inspect", *TINY)
+    assert (status, err) == (0, "")
+    folder = Path("cards/simulated-leave_one_out")
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "card.md", "card.png", "card.svg"]
+    assert {path.name for path in Path().iterdir()} == {"cards", "cache"}
+    found = json.loads((folder / "card.json").read_text())
+    assert found["command"] == "python -m hydrec.data inspect " + " ".join(TINY)
+    assert found["dataset"]["users"] == 200
+    assert (folder / "card.md").read_text() == markdown(found)
+    assert "6,000" in out and str(folder) in out
+
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    run("inspect", *TINY)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "nothing is no command: use python -m hydrec.data inspect"),
+        ("inspct", "inspct is no command"),
+        ("dataset=movielens", "dataset=movielens is no command"),
+        ("inspect dataset=movielense", "did you mean dataset=movielens?"),
+        ("inspect dataset.reader.kcore=5", "did you mean dataset.reader.k_core?"),
+        ("inspect protocol.window=0", "protocol.window=0"),
+        ("inspect -m seed=0,1", "-m: one card a command"),
+        ("inspect --cfg job", "--cfg: one card a command"),
+        ("inspect dataset=movielens dataset.stand_in=false", "ml-1m"),
+        ("inspect paths.cards=/proc/none " + " ".join(TINY), "cannot write /proc/none"),
+    ],
+)
+def test_a_mistake_is_one_line(line, said, run):
+    status, _, err = run(*line.split())
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1 and err.startswith("hydrec: ")
+    assert not Path("cards").exists()
+
+
+def test_a_stand_in_says_so(run):
+    status, out, _ = run(
+        "inspect", "dataset=movielens", "dataset.stand_in.shape=tiny", "protocol=leave_one_out"
+    )
+    assert status == 0
+    assert "movielens-simulated is simulated" in out.splitlines()[-1]
+    assert Path("cards/movielens-simulated-leave_one_out").is_dir()
+
+
+def test_help_is_quick():
+    code = "import runpy, sys\nsys.argv = ['data', '--help']\n"
+    code += "try: runpy.run_module('hydrec.data', run_name='__main__')\n"
+    code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "python -m hydrec.data inspect" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_the_config_tree_of_the_working_directory_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command._conf() == ROOT / "conf"
+    (tmp_path / "conf").mkdir()
+    assert command._conf() == ROOT / "conf"
+    (tmp_path / "conf" / "train.yaml").touch()
+    assert command._conf() == tmp_path / "conf"
+
+
+def test_no_config_tree_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(command, "__file__", "/nowhere/src/hydrec/data/__main__.py")
+    status, _, err = run("inspect")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no train.yaml in" in err
+
+
+# Real files -------------------------------------------------------------------------------------------------
+
+RAW = Path(os.environ.get("HYDREC_DATA", "/nowhere"))
+
+
+@pytest.mark.skipif(not (RAW / "ml-1m" / "ratings.dat").exists(), reason="HYDREC_DATA has no ml-1m")
+def test_released_windows_leak_on_movielens_1m(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["dataset=movielens", "dataset.stand_in=false", "protocol=released_windows"]
+    assert command.main(["inspect", *overrides]) == 0
+    found = json.loads(Path("cards/movielens-released_windows/card.json").read_text())["leakage"]["test"]
+    assert round(found["targets_in_training_samples"], 3) == 0.905
+    assert round(found["near_copies"], 3) == 0.935
