@@ -364,9 +364,11 @@ class LeaveOneOut(Protocol):
         """Splits a log by each user's last events."""
         sizes = np.diff(log.offsets)
         last = log.offsets[1:][sizes >= 3] - 1
-        part = np.zeros(len(log), np.int8)
-        part[last], part[last - 1] = 2, 1
-        train, valid, test = (_latest_history(log, part == number, self.window) for number in range(3))
+        trains = _later(log)
+        trains[last] = trains[last - 1] = False
+        train, valid, test = (
+            _latest_history(log, target, self.window) for target in (np.flatnonzero(trains), last - 1, last)
+        )
         return Split(
             log,
             train,
@@ -416,16 +418,17 @@ class GlobalTime(Protocol):
         early = [len(log) - len(log) * share.numerator // share.denominator for share in shares]
         ordered = np.append(np.sort(log.times), np.iinfo(np.int64).max)
         part = np.searchsorted(ordered[early], log.times, "right")
-        row, start = np.arange(len(log)), log.offsets[log.users]
         stay = (log.users[1:] == log.users[:-1]) & (part[1:] == part[:-1])  # with the row before
         asked = {
             "first": np.append(True, ~stay),
             "all": np.ones(len(log), bool),
             "last": np.append(~stay, True),
         }[self.targets]
+        later = _later(log)
+        asked |= part == 0
         train, valid, test = (
-            _latest_history(log, which, self.window)
-            for which in (part == 0, (part == 1) & asked, (part == 2) & asked)
+            _latest_history(log, np.flatnonzero(asked & later & (part == number)), self.window)
+            for number in range(3)
         )
         return Split(
             log,
@@ -433,7 +436,7 @@ class GlobalTime(Protocol):
             valid,
             test,
             windows=len(train) + len(valid) + len(test),
-            notes={"targets_without_history": int(((row == start) & ((part == 0) | asked)).sum())},
+            notes={"targets_without_history": int((asked & ~later).sum())},
         )
 
 
@@ -450,13 +453,18 @@ def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) 
     return Samples(first, first + window, first + window)
 
 
-def _latest_history(log: InteractionLog, targets: np.ndarray, window: int) -> Samples:
-    """The rows where ``targets`` holds that have a history, with the last ``window`` events of it."""
-    target = np.flatnonzero(targets)
-    start = log.offsets[log.users[target]]
-    later = target > start
-    target, start = target[later], start[later]
-    return Samples(np.maximum(start, target - window), target, target)
+def _latest_history(log: InteractionLog, target: np.ndarray, window: int) -> Samples:
+    """Targets, rows in ascending order and no user's first, with the last ``window`` events before each."""
+    first = target - window
+    np.maximum(first, log.offsets[log.users[target]], out=first)
+    return Samples(first, target, target)
+
+
+def _later(log: InteractionLog) -> np.ndarray:
+    """(N,) whether a row is not the first of its user."""
+    later = np.ones(len(log), bool)
+    later[log.offsets[:-1][np.diff(log.offsets) > 0]] = False
+    return later
 
 
 def touched(samples: Samples, n: int) -> np.ndarray:
