@@ -226,7 +226,9 @@ def _check_value(
     Raises:
         InputError: nobody reads the key, or the type of its value cannot be meant.
     """
-    for key, value in _leaves(override.key_or_group, override.value()):
+    whole, given = override.key_or_group, override.value()
+    free = known.get(whole, "") is None and _taker(whole, known)  # a null may become a mapping with any keys
+    for key, value in [(whole, given)] if free else _leaves(whole, given):
         taker = _taker(key, known)
         library = taker is not None and not taker.startswith("hydrec.")
         if key not in known:

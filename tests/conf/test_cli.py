@@ -143,6 +143,7 @@ MISTAKES = {
     "seeds=five seed=7": "seed=7: seeds=five",
     "-m seeds=one,five": "seeds=five",
     "seeds=fife": "did you mean seeds=five?",
+    "dataset=table dataset.reader.columns={usr: x}": "did you mean dataset.reader.columns.user?",
 }
 
 
@@ -186,6 +187,7 @@ def test_a_mistake_is_one_line_with_the_nearest_valid_name(line: str) -> None:
         "seeds=five model=hgnn,popularity",
         "seeds=five seed=1 hydra.mode=RUN",
         "~trainer.precision hydra.verbose=true --cfg job",
+        "dataset=table dataset.reader.where={3:play} dataset.reader.columns={user:1,item:2}",
     ],
 )
 def test_what_is_right_passes(line: str) -> None:
@@ -325,6 +327,22 @@ def test_a_wrong_argument_is_named_by_its_key(capsys: pytest.CaptureFixture[str]
     cfg = {"a": {"b": {"_target_": "fractions.Fraction", "numeratr": 1}}}
     error = raised(lambda: instantiate(cfg["a"]["b"]))
     line = "hydrec: a.b.numeratr: fractions.Fraction takes no numeratr; did you mean a.b.numerator?\n"
+    assert report(error, cfg, capsys) == (2, line)
+
+
+def test_a_wrong_argument_that_is_handed_on_to_a_parent_is_named_by_its_key(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shared = {
+        "candidates": "full",
+        "mask_history": False,
+        "cold": "keep",
+        "shuffle_ties": None,
+        "sampled": {},
+    }
+    cfg = {"p": {"_target_": "hydrec.data.protocols.LeaveOneOut", "windw": 12, "metrics": None, **shared}}
+    error = raised(lambda: instantiate(cfg["p"]))
+    line = "hydrec: p.windw: hydrec.data.protocols.LeaveOneOut takes no windw; did you mean p.window?\n"
     assert report(error, cfg, capsys) == (2, line)
 
 

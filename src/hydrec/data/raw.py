@@ -34,13 +34,16 @@ class Block(NamedTuple):
     line: int
     content: bytes
 
-    def lines(self) -> pl.Series:
-        """The lines as text, UTF-8 or else Latin-1, without carriage returns."""
+    def text(self) -> str:
+        """The lines as text, UTF-8 or else Latin-1."""
         try:
-            text = self.content.decode()
+            return self.content.decode()
         except UnicodeDecodeError:
-            text = self.content.decode("latin-1")
-        return pl.Series("lines", [text]).str.split("\n").explode().str.strip_chars_end("\r")
+            return self.content.decode("latin-1")
+
+    def lines(self) -> pl.Series:
+        """The lines one by one, without carriage returns."""
+        return pl.Series("lines", [self.text()]).str.split("\n").explode().str.strip_chars_end("\r")
 
 
 # Where files lie --------------------------------------------------------------------------------------------
@@ -84,19 +87,17 @@ def blocks(
         end = rest.rfind(b"\n")
         if end < 0 and len(rest) > size:
             raise InputError(f"{path}:{line}: a line of more than {size:,} bytes; {mend}")
-        content = rest[: end + 1].rstrip(b" \r\n")  # blank lines wait for a line after them
-        if not content:
+        full = len(rest[: end + 1].rstrip(b" \r\n"))  # blank lines wait for a line after them
+        if not full:
             continue
-        rest = rest[len(content) :]
+        end = rest.index(b"\n", full)  # not at once: blanks may belong to a field
+        content, rest = rest[:end].removesuffix(b"\r"), rest[end + 1 :]
         block = _without_header(Block(line, content), header)
-        line += content.count(b"\n")
+        line += content.count(b"\n") + 1
         if block.content:
             empty = False
             yield block
-        # what is left begins with the end of the last line
-        ended, _, rest = rest.partition(b"\n")
-        line += 1
-        del ended, content, block
+        del content, block
     content = rest.rstrip(b" \r\n")
     if content and not cut:
         line += content.count(b"\n")
@@ -175,6 +176,8 @@ def delimited(
     frames = []
     for block in blocks(path, mend, header=header):
         content, single = block.content, separator
+        if pl.String in schema.values():
+            content = block.text().encode()
         if len(separator) > 1:  # the parser takes one byte only
             single = "\x1f"
             content = content.replace(separator.encode(), single.encode())
