@@ -4,7 +4,8 @@
     python benchmarks/data.py --rows 1 --keep /tmp/bench
 
 Every figure is that of a process of its own: what it takes beyond importing torch, and the most memory it
-held. The rows are simulated: the log of MovieLens-1M's shape, again and again with users and items of its own.
+held. The rows are simulated: a log in the shape of MovieLens-1M, again and again with users and items of its
+own.
 """
 
 import argparse
@@ -38,7 +39,7 @@ data.prepare()
 prepared = time.perf_counter()
 batch = next(iter(data.train_dataloader()))
 print(json.dumps({
-    "rows": len(data.log), "samples": len(data.split.train), "users": data.log.n_users, "items": data.log.n_items,
+    "rows": len(data.log),
     "prepare_s": prepared - before, "batch_s": time.perf_counter() - prepared,
     "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     "fingerprint": data.log.fingerprint[:12],
@@ -104,7 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = args.keep or Path(temporary)
         print(
-            "| million rows | MB | first time, s | s a million | peak MiB | from the cache, s | first batch, s | peak MiB |"
+            "| million rows | MB | first time, s | s a million | peak MiB | from the cache, s |"
+            " first batch, s | peak MiB |"
         )
         print("|---|---|---|---|---|---|---|---|")
         for millions in args.rows:
@@ -116,7 +118,8 @@ def main() -> None:
             assert cold["fingerprint"] == warm["fingerprint"] and cold["rows"] == millions * MILLION
             print(
                 f"| {millions} | {size:.0f} | {cold['prepare_s']:.1f} | {cold['prepare_s'] / millions:.2f} |"
-                f" {cold['peak_mib']:,} | {warm['prepare_s']:.2f} | {warm['batch_s']:.2f} | {warm['peak_mib']:,} |",
+                f" {cold['peak_mib']:,} | {warm['prepare_s']:.2f} | {warm['batch_s']:.2f} |"
+                f" {warm['peak_mib']:,} |",
                 flush=True,
             )
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -254,12 +255,21 @@ def test_a_stand_in_is_announced_before_and_after(here, capsys, monkeypatch):
     ("overrides", "says"),
     [
         (["fit=false"], "ckpt_path"),
-        (["fit=false", "ckpt_path=nowhere.ckpt"], "nowhere.ckpt: no such file"),
+        (["fit=false", "ckpt_path=nowhere.ckpt"], "nowhere.ckpt: No such file"),
         (
             ["fit=false", "ckpt_path={checkpoint}", "dataset.reader.seed=1"],
-            "trained on other data: its fingerprint",
+            "of another run: its fingerprint",
         ),
+        (["fit=false", "ckpt_path={checkpoint}", "model=hgnn_t"], "of another run: its model is hgnn, here"),
+        (["fit=false", "ckpt_path={checkpoint}", "model.net.gamma=0.5"], "of another run: its net"),
+        (["fit=false", "ckpt_path={checkpoint}", "seed=1"], "of another run: its seed is 0, here it is 1"),
+        (["fit=false", "ckpt_path={checkpoint}", "protocol=leave_one_out"], "its protocol is sliding_window"),
+        (["fit=false", "ckpt_path={checkpoint}", "protocol.stride=1"], "of another run: its split"),
         (["fit=false", "ckpt_path={history}"], "is not a checkpoint"),
+        (["seed=-1"], "seed=-1"),
+        (["stopping.patience=-1"], "stopping.patience=-1"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+        (["protocol.candidates=sampled", "protocol.sampled.count=100000"], "protocol.sampled.count=100000"),
         (["ckpt_path={checkpoint}"], "fit=false"),
         (["stopping.monitor=valid/hit@11"], "did you mean valid/hit@10"),
         (["paths.runs=/proc/runs"], "paths.runs"),
@@ -291,6 +301,33 @@ def test_other_data_under_the_same_name_is_refused_and_set_aside(here, tmp_path,
         here("trainer.max_epochs=1")
     here("trainer.max_epochs=1", "rerun=true")
     assert (run.with_name(run.name + ".old1") / "run.json").exists()
+
+
+def test_other_sources_under_the_same_name_are_told_and_never_mixed(here, tmp_path, monkeypatch, capsys):
+    first = here("trainer.max_epochs=1")
+    monkeypatch.setattr(pipeline, "_source_digest", lambda: "edited")
+    assert here("trainer.max_epochs=1") == first
+    assert "other sources" in capsys.readouterr().out
+    run = only_run(tmp_path)
+    (run / "metrics.json").unlink()
+    with pytest.raises(InputError, match=r"other sources.*rerun=true"):
+        here("trainer.max_epochs=1")
+
+
+def test_a_checkpoint_that_was_replaced_is_another_run(finished, here, tmp_path):
+    source = only_run(finished) / "checkpoints"
+    (tmp_path / "a.ckpt").write_bytes((source / "best.ckpt").read_bytes())
+    here("fit=false", f"ckpt_path={tmp_path / 'a.ckpt'}")
+    checkpoint = torch.load(source / "best.ckpt", weights_only=True)
+    torch.save(checkpoint | {"epoch": 7}, tmp_path / "a.ckpt")
+    here("fit=false", f"ckpt_path={tmp_path / 'a.ckpt'}")
+    assert len(list(tmp_path.glob("runs/single/*/metrics.json"))) == 2
+
+
+def test_a_run_that_tests_some_rows_says_how_many(here, capsys):
+    start = ["dataset=simulated", "dataset.reader.shape=tiny", "trainer=fast", "model=popularity"]
+    here("eval_batch_size=16", start=start)
+    assert re.search(r"16 of [\d,]+ test rows", " ".join(capsys.readouterr().out.split()))
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_it_continues_later(here, tmp_path, monkeypatch):

@@ -57,7 +57,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"ckpt_path={path}: no such file; a run has checkpoints/best.ckpt") from error
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError and more, by where the damage is
-        raise InputError(f"{path} is not a checkpoint ({type(error).__name__}); delete it") from error
+        raise InputError(
+            f"{path} is not a checkpoint ({type(error).__name__}); give another, or delete it if it is the"
+            " last.ckpt of a run that is to continue"
+        ) from error
 
 
 def checkpoints(folder: RunFolder, *, monitor: str, mode: str) -> list[pl.Callback]:
@@ -136,10 +139,10 @@ class History(pl.Callback):
 
 
 class Identity(pl.Callback):
-    """Writes what a checkpoint was trained on into it.
+    """Writes what a checkpoint is, and what it was trained on, into it.
 
     Args:
-        data: name, fingerprint and sizes of the dataset, plain JSON values.
+        data: name, fingerprint and sizes of the dataset, its split, model and seed, plain JSON values.
     """
 
     def __init__(self, data: dict[str, Any]) -> None:
@@ -150,17 +153,17 @@ class Identity(pl.Callback):
         return self.data
 
     def weights(self, path: str | Path) -> dict[str, Any]:
-        """The state dict of a checkpoint that was trained on this data.
+        """The state dict of a checkpoint of this model that was trained on this part of this data.
 
         Raises:
-            InputError: it is not a checkpoint, or of other data: names the first field that differs.
+            InputError: it is not a checkpoint, or is of another: names the first field that differs.
         """
         checkpoint = read_checkpoint(path)
         found = checkpoint.get("callbacks", {}).get(self.state_key, {})
         for field, value in self.data.items():
             if found.get(field) != value:
                 raise InputError(
-                    f"{path} was trained on other data: its {field} is {found.get(field)}, here it is "
-                    f"{value}; give the dataset and options of its run (config.yaml beside it)"
+                    f"{path} is of another run: its {field} is {found.get(field)}, here it is {value};"
+                    " give the options of its run (config.yaml beside it)"
                 )
         return checkpoint["state_dict"]

@@ -82,6 +82,10 @@ def main(entry: Callable[[], None], conf: Path) -> int:
         entry()
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("hydrec: interrupted; the same command continues", file=sys.stderr)
+        raise
     except Exception as error:
         return report(error)
     for number, overrides, status in _failed:

@@ -31,7 +31,7 @@ from rich.table import Table
 from hydrec.callbacks import CheckpointFiles, History, Identity, Patience, checkpoints, say
 from hydrec.data.log import Feature
 from hydrec.data.module import LogData
-from hydrec.errors import InputError, one_of
+from hydrec.errors import InputError, at_least, one_of
 from hydrec.loggers import Mirror
 from hydrec.runs import RunFolder, digest
 from hydrec.tasks import NextItem
@@ -57,6 +57,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: is for fit=false; a run continues its own by itself")
     if not cfg.fit and cfg.ckpt_path is None:
         raise InputError("fit=false tests a checkpoint: give it as ckpt_path=RUN/checkpoints/best.ckpt")
+    at_least("seed", cfg.seed, 0)
+    at_least("stopping.patience", cfg.stopping.patience, 0)
+    if cfg.trainer.max_epochs not in (None, -1):
+        at_least("trainer.max_epochs", cfg.trainer.max_epochs, 1)
     pl.seed_everything(cfg.seed, verbose=False)
     started = time.perf_counter()
     data: LogData = instantiate(cfg.dataset, _convert_="all")
@@ -76,9 +80,17 @@ def run(cfg: DictConfig) -> dict[str, float]:
                 f"{job.folder.path} was run on other data (fingerprint {about['dataset']['fingerprint'][:12]}"
                 f", now {data.log.fingerprint[:12]}): rerun=true sets it aside and starts anew"
             )
+        edited = about is not None and about["source_digest"] != _source_digest()
         if done is None or about is None:
+            if edited and job.folder.last.exists():
+                raise InputError(
+                    f"{job.folder.path} was begun by other sources of hydrec than these: it cannot continue;"
+                    " rerun=true sets it aside and starts anew"
+                )
             return job.train_and_test()
         say(f"{job.folder.path} is finished; rerun=true repeats it")
+        if edited:
+            say("warning: other sources of hydrec than these made it")
         _show(done, about)
         return done
 
@@ -99,6 +111,8 @@ class _Job:
         # the same run from other folders, or of files that came in another way, is the same run
         elsewhere = {"paths": {key: key for key in cfg.paths}, "dataset": {"download": []}, "verify": False}
         neutral = _plain(OmegaConf.merge(cfg, elsewhere))
+        if not cfg.fit:
+            neutral["ckpt_path"] = _sha256(cfg.ckpt_path)
         name = f"{data.name}-{self.names['protocol']}-{self.names['model']}-s{cfg.seed}-{digest(neutral)}"
         self.folder = RunFolder(Path(cfg.paths.runs) / "single" / name)
         self.monitor = cfg.stopping.monitor
@@ -169,7 +183,15 @@ class _Job:
         interactive = sys.stderr.isatty()
         log = self.data.log
         sizes = {"users": log.n_users, "items": log.n_items}
-        self.identity = Identity({"dataset": self.data.name, "fingerprint": log.fingerprint} | sizes)
+        protocol = self.data.protocol
+        self.identity = Identity(
+            {"dataset": self.data.name, "fingerprint": log.fingerprint}
+            | sizes
+            # what was trained on under one split may be tested under another
+            | {"protocol": protocol.name, "split": digest(protocol.division())}
+            | {"model": self.names["model"], "net": digest(self.config["model"]["net"])}
+            | {"seed": self.cfg.seed}
+        )
         self.history = History(self.folder, monitor=self.monitor, echo=not interactive)
         callbacks: list[pl.Callback] = [
             Patience(self.monitor, patience=self.cfg.stopping.patience, mode=self.mode),
@@ -228,12 +250,12 @@ class _Job:
                 "steps": best["step"],
             }
         about |= {"status": "finished", "seconds": self.seconds, "peak_memory_mib": _peak_memory()}
+        about["tested_rows"] = len(task.test_table["row"])
         return metrics
 
     def _about(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
         """What identifies a run, for ``run.json``."""
         protocol = self.data.protocol.identity()
-        sources = sorted(Path(__file__).parent.rglob("*.py"))
         packages = ("hydrec", "torch", "pytorch-lightning", "numpy", "polars")
         return {
             "names": self.names,
@@ -247,12 +269,25 @@ class _Job:
             "precision": str(trainer.precision),
             "batch_size": self.cfg.batch_size,  # of all processes together
             "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-            "source_digest": hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),
+            "source_digest": _source_digest(),
         }
+
+
+def _sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"ckpt_path={path}: {error.strerror}; a run has checkpoints/best.ckpt") from error
 
 
 def _plain(cfg: Any) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _source_digest() -> str:
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _quiet() -> None:
@@ -337,10 +372,12 @@ def _show(metrics: dict[str, float], about: dict[str, Any]) -> None:
     dataset, protocol = about["dataset"], about["protocol"]
     label = f" ({dataset['label']})" if dataset["label"] else ""
     header, rows = _table(metrics, about["names"]["model"])
+    rows_there, scored = dataset["parts"]["test"]["samples"], about["tested_rows"]
+    some = "" if scored == rows_there else f" of {rows_there:,}"
     table = Table(
         *header,
         title=f"{dataset['name']}, {about['names']['protocol']}{label}, {protocol['candidates']} candidates, "
-        f"{dataset['parts']['test']['samples']:,} test rows, seed {about['seed']}",
+        f"{scored:,}{some} test rows, seed {about['seed']}",
         title_justify="left",
     )
     for name, *values in rows:
@@ -348,6 +385,9 @@ def _show(metrics: dict[str, float], about: dict[str, Any]) -> None:
     Console(soft_wrap=True).print(table)
     name, *_, ours = rows[0]
     if name != "popularity" and ours < rows[1][-1]:
-        say(f"warning: {name} is below popularity on {header[-1]}: a finding about the protocol, or a bug")
+        say(
+            f"warning: {name} is below popularity on {header[-1]}: too little training, a finding about the"
+            " protocol, or a bug"
+        )
     if dataset["stand_in"]:
         say(STAND_IN.format(dataset["name"]))

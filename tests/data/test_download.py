@@ -607,7 +607,7 @@ def test_the_stand_in_steps_in_where_a_download_fails(site, tmp_path, caplog):
     assert line.endswith(
         f"(HTTP 404 Not Found); get it in another way and put its files into {tmp_path}/data/ml-1m"
     )
-    with pytest.raises(MissingData, match=r"^http://127.*/ml-1m.zip: cannot be downloaded \(HTTP 404"):
+    with pytest.raises(MissingData, match=r"^ml-1m: no .*; http://127.*/ml-1m.zip: cannot be downloaded"):
         movielens(tmp_path, site, stand_in=False).prepare()
 
 

@@ -194,6 +194,11 @@ class LogData(pl.LightningDataModule):
         """(n, C) int32 competitors of each target of a part, by the protocol's seed."""
         rule, log, samples = self.protocol.lists, self.log, self.split.parts()[part]
         assert rule is not None
+        if not rule.replace and rule.count >= log.n_items:
+            raise InputError(
+                f"protocol.sampled.count={rule.count}: {log.name} has {log.n_items} items; draw fewer, or set"
+                " protocol.candidates=full"
+            )
         cdf = cumulative(self.catalog.targets, rule.exponent, "protocol.sampled.exponent")
         found = np.empty((len(samples), rule.count), np.int32)
         for block in range(0, len(samples), BLOCK):
@@ -291,11 +296,14 @@ class LogData(pl.LightningDataModule):
         """Downloads the raw files where there are none."""
         try:
             self.reader.files()
-        except MissingData:
+        except MissingData as absent:
             if not self.sources:
                 raise
             folder = Path(self.reader.root, self.reader.folder)  # type: ignore[attr-defined]
-            fetch(self.sources, folder, self.reader.files)
+            try:
+                fetch(self.sources, folder, self.reader.files)
+            except MissingData as failed:
+                raise MissingData(f"{absent}; {failed}") from failed
 
 
 class Shuffled:

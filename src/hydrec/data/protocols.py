@@ -174,19 +174,20 @@ class Protocol(ABC):
     def rule(self) -> dict[str, Any]:
         """What defines the split, beside the window."""
 
+    def division(self) -> dict[str, Any]:
+        """What says which rows train, as plain values."""
+        about = {"protocol": self.name, "version": self.version, "window": self.window}
+        return {**about, **self.rule(), "shuffle_ties": self.shuffle_ties}
+
     def identity(self) -> dict[str, Any]:
         """Everything that makes two results comparable, as plain values."""
         lists = {} if self.lists is None else {"sampled": dataclasses.asdict(self.lists)}
         return {
-            "protocol": self.name,
-            "version": self.version,
-            "window": self.window,
-            **self.rule(),
+            **self.division(),
             "candidates": self.candidates,
             **lists,
             "mask_history": self.mask_history,
             "cold": self.cold,
-            "shuffle_ties": self.shuffle_ties,
             "metrics": self.metrics.identity(),
         }
 

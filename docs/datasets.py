@@ -1,0 +1,168 @@
+"""Writes docs/datasets.md: what the readers find in the publishers' files, beside what the papers print.
+
+    HYDREC_DATA=FOLDER python docs/datasets.py
+
+Data sets whose files are not there are listed as such. Nothing is downloaded.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADER = (
+    "data set",
+    "users",
+    "items",
+    "events",
+    "density",
+    "median events of a user",
+    "tied",
+    "users whose last two tie",
+    "in papers (users / items / events)",
+    "why they differ",
+)
+
+
+class Row(NamedTuple):
+    """A line of the table: overrides of the configuration, and what papers and publishers say."""
+
+    overrides: str
+    printed: str = ""
+    why: str = ""
+
+
+ROWS = (
+    Row(
+        "dataset=movielens",
+        "IA-SASRec 6,040 / 3,706 / 1,000,209",
+        "IA-SASRec says 5-core: the raw set has these counts",
+    ),
+    Row(
+        "dataset=movielens protocol=released_windows",
+        "HGNN 3,390 items, 74,079 windows",
+        "963,027 printed interactions are windows x 13; 3,390 items come of ties in another order",
+    ),
+    Row(
+        "dataset=movielens_100k",
+        "IA-SASRec 943 / 1,682 / 100,000",
+        "IA-SASRec says 5-core: the raw set has these counts",
+    ),
+    Row("dataset=movielens_100k dataset.reader.k_core=5", "", "the 5-core of the row above"),
+    Row("dataset=movielens_small"),
+    Row("dataset=atomic", "", "the same events as movielens_100k, in RecBole's files"),
+    Row("dataset=amazon_office", "IA-SASRec 4,905 / 2,420 / 53,258"),
+    Row("dataset=amazon_instruments"),
+    Row("dataset=amazon_music", "IA-SASRec 5,541 / 3,568 / 64,706"),
+    Row("dataset=amazon_electronics", "MIAN 192,403 users, 1,689,188 events"),
+    Row("dataset=amazon_books"),
+    Row("dataset=amazon_beauty"),
+    Row(
+        "dataset=steam",
+        "HGNN 11,667 items, 158,091 windows",
+        "2,055,183 printed interactions are windows x 13",
+    ),
+    Row(
+        "dataset=steam_3k",
+        "IA-SASRec 5,754 items, 39,450 events",
+        "the users drawn are our own: the paper names no seed",
+    ),
+    Row("dataset=steam_australia", "", "reviews that have a year"),
+    Row(
+        "dataset=steam_australia dataset.reader.events=derived",
+        "",
+        "reviews that have a year and hours of play",
+    ),
+    Row(
+        "dataset=table dataset.reader.path=reference_sequences/TiSASRec/ml-1m.txt"
+        " dataset.reader.separator=\\t dataset.reader.header=false dataset.reader.columns.user=1"
+        " dataset.reader.columns.item=2 dataset.reader.columns.value=3 dataset.reader.columns.time=4",
+        "",
+        "the same events as movielens, with tabs",
+    ),
+    *(
+        Row(
+            f"dataset=sequences dataset.reader.folder=reference_sequences/{folder}"
+            f" dataset.reader.file={file}",
+            printed,
+        )
+        for folder, file, printed in (
+            ("SASRec", "ml-1m.txt", "published as 6,040 / 3,416 / 999,611"),
+            ("BERT4Rec", "beauty.txt", "published as 40,226 / 54,542 / 353,962"),
+            ("GraphDA", "Beauty.txt", "published as 22,363 / 12,101 / 198,502"),
+            ("GraphDA", "Office_Products.txt", "published as 4,905 / 2,420 / 53,258"),
+            ("GraphDA", "Tools_and_Home_Improvement.txt", "published as 16,638 / 10,217 / 134,476"),
+        )
+    ),
+)
+
+
+def main() -> None:
+    """Writes the page."""
+    os.environ["HYDREC_OFFLINE"] = "1"
+    from hydrec.data import inspect, page
+    from hydrec.errors import MissingData
+    from hydrec.runs import write_atomically
+
+    lines, cards, missing = [], [], []
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for row in ROWS:
+            overrides = row.overrides.split()
+            if not any(each.startswith("protocol=") for each in overrides):
+                overrides.append("protocol=leave_one_out")
+            cfg = compose("train", [*overrides, "dataset.stand_in=false"])
+            data = instantiate(cfg.dataset, _convert_="all")
+            try:
+                data.prepare()
+            except MissingData:
+                missing.append(row)
+                continue
+            print(row.overrides, file=sys.stderr)
+            card = inspect.card(data, f"python -m hydrec.data inspect {' '.join(overrides)}")
+            found = card["dataset"]
+            users = max(found["users"], 1)
+            cells = (
+                f"`{row.overrides}`",
+                *(f"{found[of]:,}" for of in ("users", "items", "interactions")),
+                f"{card['density']:.2%}",
+                f"{card['lengths']['user']['median']:g}",
+                f"{found['tie_share']:.1%}",
+                f"{found['users_whose_last_two_tie'] / users:.1%}",
+                row.printed,
+                row.why,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+            cards.append(re.sub(r"^#", "##", page.markdown(card), flags=re.MULTILINE))
+    text = "\n".join(
+        (
+            "# Data sets",
+            "",
+            "Written by `HYDREC_DATA=FOLDER python docs/datasets.py` from publishers' files: do not edit.",
+            "",
+            "Files of sequences have no times: theirs are positions, so nothing ties.",
+            "",
+            f"| {' | '.join(HEADER)} |",
+            f"|{'---|' * len(HEADER)}",
+            *lines,
+            "",
+            "Not there when this was written:",
+            "",
+            "| data set | in papers (users / items / events) | why they may differ |",
+            "|---|---|---|",
+            *(f"| `{row.overrides}` | {row.printed} | {row.why} |" for row in missing),
+            "",
+            "## Data cards",
+            "",
+            *cards,
+        )
+    )
+    write_atomically(ROOT / "docs" / "datasets.md", text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
