@@ -1,7 +1,7 @@
 """From raw file to first batch: seconds and peak memory, cold and from the cache, as the file grows.
 
     python benchmarks/data.py                    # 1, 5 and 20 million rows of csv in MovieLens's form
-    python benchmarks/data.py --rows 1 --keep /tmp/bench
+    python benchmarks/data.py --rows 100 --parquet --keep FOLDER
 
 Every figure is that of a process of its own: what it takes beyond importing torch, and the most memory it
 held. The rows are simulated: a log in the shape of MovieLens-1M, again and again with users and items of its
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from hydrec.data.simulator import Simulator
@@ -26,13 +25,12 @@ NEW_ITEMS = 1_300  # of each copy, so that 20 have about as many as MovieLens-20
 CHILD = """
 import json, resource, sys, time
 import torch
-import hydrec.data.module, hydrec.data.movielens, hydrec.data.protocols  # what every run imports
+import hydrec.data.files, hydrec.data.module, hydrec.data.movielens, hydrec.data.protocols
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-conf, root, cache = sys.argv[1:]
+conf, *overrides = sys.argv[1:]
 with initialize_config_dir(conf, version_base="1.3"):
-    cfg = compose("train", ["dataset=movielens_20m", "protocol=leave_one_out", f"paths.data={root}",
-                            f"paths.cache={cache}", "dataset.download=[]"])
+    cfg = compose("train", ["protocol=leave_one_out", *overrides])
 before = time.perf_counter()
 data = instantiate(cfg.dataset, _convert_="all")
 data.prepare()
@@ -47,49 +45,46 @@ print(json.dumps({
 """
 
 
-def write(folder: Path, millions: int) -> None:
-    """Writes ratings.csv and movies.csv of so many million rows, copy by copy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "movies.csv").exists():
-        return
-    log = Simulator(
-        name="copy",
-        shape="ml-1m",
-        seed=0,
-        factors=8,
-        preference=0.8,
-        timespan=0.5,
-        intensity=0.5,
-        fields=0.5,
-        popularity=0.8,
-    )()
-    with (folder / "ratings.csv").open("wb") as file:
-        file.write(b"userId,movieId,rating,timestamp\n")
-        for copy in range(millions):
-            rows = slice(0, MILLION)
-            pl.DataFrame(
-                {
-                    "userId": log.users[rows] + copy * log.n_users,
-                    "movieId": log.items[rows] + copy * NEW_ITEMS,
-                    "rating": log.values[rows],
-                    "timestamp": log.times[rows],
-                }
-            ).write_csv(file, include_header=False)
-    movies = np.arange(1, log.n_items + (millions - 1) * NEW_ITEMS + 1)
-    titles = pl.DataFrame({"movieId": movies}).with_columns(
-        title=pl.format("Film {}", "movieId"), genres=pl.lit("Drama")
+def copies(count: int) -> pl.LazyFrame:
+    """The rows of a simulated log of a million, so many times."""
+    dials = {"preference": 0.8, "timespan": 0.5, "intensity": 0.5, "fields": 0.5, "popularity": 0.8}
+    log = Simulator(name="copy", shape="ml-1m", seed=0, factors=8, **dials)()
+    rows = slice(0, MILLION)
+    columns = {"user": log.users, "item": log.items, "value": log.values, "time": log.times}
+    one = pl.DataFrame({name: column[rows] for name, column in columns.items()}).lazy()
+    return pl.concat(
+        one.with_columns(user=pl.col("user") + copy * log.n_users, item=pl.col("item") + copy * NEW_ITEMS)
+        for copy in range(count)
     )
-    titles.write_csv(folder / "movies.csv")
 
 
-def measure(root: Path, cache: Path) -> dict:
+def write(folder: Path, millions: int, parquet: bool) -> Path:
+    """Writes so many million rows, unless they are there; returns the file."""
+    path = folder / ("rows.parquet" if parquet else "ratings.csv")
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = copies(millions)
+    if parquet:
+        rows.sink_parquet(path)
+        return path
+    rows.select(userId="user", movieId="item", rating="value", timestamp="time").sink_csv(path)
+    movies = pl.DataFrame({"movieId": range(1, 3706 + (millions - 1) * NEW_ITEMS + 1)})
+    films = movies.with_columns(title=pl.format("Film {}", "movieId"), genres=pl.lit("Drama"))
+    films.write_csv(folder / "movies.csv")
+    return path
+
+
+def measure(file: Path, cache: Path) -> dict:
     """The figures of one process."""
     conf = Path(__file__).resolve().parents[1] / "conf"
+    overrides = [f"paths.cache={cache}", "dataset.download=[]"]
+    if file.suffix == ".parquet":
+        overrides += ["dataset=table", f"dataset.reader.path={file}", "dataset.reader.columns.value=value"]
+    else:
+        overrides += ["dataset=movielens_20m", f"paths.data={file.parents[1]}"]
     run = subprocess.run(
-        [sys.executable, "-c", CHILD, str(conf), str(root), str(cache)],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", CHILD, str(conf), *overrides], check=True, capture_output=True, text=True
     )
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -101,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 5, 20], help="millions of rows")
     parser.add_argument("--keep", type=Path, help="folder for the files, kept; otherwise a temporary one")
+    parser.add_argument("--parquet", action="store_true", help="Parquet instead of csv")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = args.keep or Path(temporary)
@@ -110,11 +106,10 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|---|---|")
         for millions in args.rows:
-            root = home / f"{millions}m"
-            write(root / "ml-20m", millions)
-            size = (root / "ml-20m" / "ratings.csv").stat().st_size / 1e6
+            file = write(home / f"{millions}m" / "ml-20m", millions, args.parquet)
+            size = file.stat().st_size / 1e6
             with tempfile.TemporaryDirectory(dir=home) as cache:
-                cold, warm = (measure(root, Path(cache)) for _ in range(2))
+                cold, warm = (measure(file.resolve(), Path(cache)) for _ in range(2))
             assert cold["fingerprint"] == warm["fingerprint"] and cold["rows"] == millions * MILLION
             print(
                 f"| {millions} | {size:.0f} | {cold['prepare_s']:.1f} | {cold['prepare_s'] / millions:.2f} |"

@@ -172,6 +172,22 @@ def test_killed_runs_continue_bit_for_bit(finished, tmp_path):
     assert same_run(only_run(finished), only_run(tmp_path))
 
 
+def test_an_interrupted_run_says_that_it_continues(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "logger=none", "trainer.max_epochs=500"]
+    process = subprocess.Popen(
+        [*command, "stopping.patience=500"], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not next(tmp_path.glob("runs/single/*/history.csv"), None) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command continues" in errors and "Traceback" not in errors
+    assert json.loads((only_run(tmp_path) / "run.json").read_text())["status"] == "interrupted"
+
+
 def test_a_run_killed_after_early_stopping_trains_no_further(tmp_path):
     overrides = ["trainer.max_epochs=50", "stopping.patience=1", "logger=none"]
     train(tmp_path, *overrides)

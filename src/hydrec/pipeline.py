@@ -154,8 +154,10 @@ class _Job:
             return metrics
         except BaseException as error:
             if trainer.is_global_zero:
+                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+                ended = "interrupted" if stopped else f"{type(error).__name__}: {error}"
                 with contextlib.suppress(InputError):  # the first error is the one to report
-                    folder.write_json("run.json", about | {"status": f"{type(error).__name__}: {error}"})
+                    folder.write_json("run.json", about | {"status": ended})
             raise
         finally:
             for mirror in mirrors:
