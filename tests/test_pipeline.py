@@ -305,6 +305,7 @@ def test_bad_input_is_one_line_and_leaves_no_result(finished, here, tmp_path, ov
     assert len(str(error.value).splitlines()) == 1
     assert not list(tmp_path.rglob("metrics.json"))
     assert not list(tmp_path.rglob("*.tmp"))
+    assert all(len(list(folder.iterdir())) > 1 for folder in tmp_path.glob("runs/single/*"))
 
 
 def test_other_data_under_the_same_name_is_refused_and_set_aside(here, tmp_path, monkeypatch):

@@ -102,3 +102,13 @@ def test_a_broken_json_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json.*rerun=true"):
         folder.read("run.json")
+
+
+def test_a_folder_into_which_nothing_was_written_goes_again(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "x")
+    with pytest.raises(ZeroDivisionError), folder.locked():
+        raise ZeroDivisionError
+    assert not folder.path.exists()
+    with folder.locked():
+        folder.write("run.json", "{}")
+    assert {path.name for path in folder.path.iterdir()} == {".lock", "run.json"}

@@ -80,6 +80,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process; the lock goes with the process, however it ends.
 
+        A folder into which nothing was written is removed again.
+
         Raises:
             InputError: another process runs in this folder, or it cannot be made.
         """
@@ -93,13 +95,20 @@ class RunFolder:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"{self.path} is in use by another process; wait for it or stop it"
-                ) from error
+                held = os.path.samestat(os.fstat(lock.fileno()), (self.path / ".lock").stat())
+            except OSError:
+                held = False
+            if not held:
+                raise InputError(f"{self.path} is in use by another process; wait for it or stop it")
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
-            yield
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # gone already, by `set_aside`
+                    if [path.name for path in self.path.iterdir()] == [".lock"]:
+                        (self.path / ".lock").unlink()
+                        self.path.rmdir()
 
     def set_aside(self) -> None:
         """Renames the folder to the first free ``NAME.old1``, ``NAME.old2``...: a repeated run loses nothing.
