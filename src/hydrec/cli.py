@@ -39,7 +39,7 @@ Trains a model, tests it once, and leaves everything about the run in one folder
   python train.py -m model=hgnn,popularity seed=0,1     all combinations
   python train.py trainer=ddp                           several GPUs
   python train.py fit=false ckpt_path=RUN/checkpoints/best.ckpt
-                                                        test a checkpoint, under any rules
+                                                        test a checkpoint, also among other candidates
   python train.py --cfg job                             print every key with its value, run nothing
 
 The same command continues a run that was cut off and shows one that is finished (rerun=true repeats it).
