@@ -374,7 +374,8 @@ def _show(metrics: dict[str, float], about: dict[str, Any]) -> None:
     dataset, protocol = about["dataset"], about["protocol"]
     label = f" ({dataset['label']})" if dataset["label"] else ""
     header, rows = _table(metrics, about["names"]["model"])
-    rows_there, scored = dataset["parts"]["test"]["samples"], about["tested_rows"]
+    rows_there = dataset["parts"]["test"]["samples"]
+    scored = about.get("tested_rows", rows_there)  # earlier versions left no such count
     some = "" if scored == rows_there else f" of {rows_there:,}"
     table = Table(
         *header,
