@@ -1,3 +1,5 @@
+"""Each loss against a slow loop written from its formula, and its gradient against differences."""
+
 import math
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from hydrec.errors import InputError
-from hydrec.losses import BPR
+from hydrec.losses import BCE, BPR, GBCE, BPRMax, Softmax
 
 
 def slow_bpr(scores, target, on):
@@ -82,3 +84,144 @@ def test_a_mistyped_setting_names_the_nearest(on, nearest):
 def test_the_setting_has_no_default():
     with pytest.raises(TypeError):
         BPR()
+
+
+# The others -------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def rows(scores, target):
+    """Score of the positive and of its negatives, row by row."""
+    for row, place in zip(scores.tolist(), target.tolist(), strict=True):
+        yield row[place], row[:place] + row[place + 1 :]
+
+
+def slow_bpr_max(scores, target, reg):
+    losses = []
+    for positive, negatives in rows(scores, target):
+        total = sum(math.exp(s) for s in negatives)
+        weights = [math.exp(s) / total for s in negatives]
+        gain = sum(w * sigmoid(positive - s) for w, s in zip(weights, negatives, strict=True))
+        losses.append(-math.log(gain) + reg * sum(w * s * s for w, s in zip(weights, negatives, strict=True)))
+    return sum(losses) / len(losses)
+
+
+def slow_bce(scores, target):
+    losses = []
+    for positive, negatives in rows(scores, target):
+        terms = [-math.log(sigmoid(positive)), *(-math.log(1 - sigmoid(s)) for s in negatives)]
+        losses.append(sum(terms) / len(terms))
+    return sum(losses) / len(losses)
+
+
+def slow_gbce(scores, target, t, n_items):
+    """By the transformation of the positive's logit, as the authors' code has it."""
+    losses = []
+    for positive, negatives in rows(scores, target):
+        alpha = len(negatives) / (n_items - 1)
+        beta = alpha * ((1 - 1 / alpha) * t + 1 / alpha)
+        power = sigmoid(positive) ** -beta
+        logit = math.log(1 / (power - 1))
+        terms = [-math.log(sigmoid(logit)), *(-math.log(1 - sigmoid(s)) for s in negatives)]
+        losses.append(sum(terms) / len(terms))
+    return sum(losses) / len(losses)
+
+
+def slow_softmax(scores, target):
+    losses = [
+        math.log(math.exp(positive) + sum(map(math.exp, negatives))) - positive
+        for positive, negatives in rows(scores, target)
+    ]
+    return sum(losses) / len(losses)
+
+
+@pytest.fixture
+def loss_of(catalog):
+    """A loss and its slow twin, by name."""
+    return {
+        "bpr": (BPR(compare="score"), lambda s, t: slow_bpr(s, t, "score")),
+        "bpr_probability": (BPR(compare="probability"), lambda s, t: slow_bpr(s, t, "probability")),
+        "bpr_max": (BPRMax(reg=0.3), lambda s, t: slow_bpr_max(s, t, 0.3)),
+        "bpr_max_alone": (BPRMax(reg=0.0), lambda s, t: slow_bpr_max(s, t, 0.0)),
+        "bce": (BCE(), slow_bce),
+        "gbce": (GBCE(catalog, t=0.75), lambda s, t: slow_gbce(s, t, 0.75, 25)),
+        "gbce_full": (GBCE(catalog, t=1.0), lambda s, t: slow_gbce(s, t, 1.0, 25)),
+        "softmax": (Softmax(), slow_softmax),
+    }.__getitem__
+
+
+NAMES = ["bpr", "bpr_probability", "bpr_max", "bpr_max_alone", "bce", "gbce", "gbce_full", "softmax"]
+
+
+def some(shape, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    scores = 2 * torch.randn(shape, dtype=torch.float64, generator=draw)
+    return scores.requires_grad_(), torch.randint(shape[1], (shape[0],), generator=draw)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(1, 2), (4, 2), (3, 7), (6, 25)])
+def test_a_loss_matches_a_slow_loop(loss_of, name, shape):
+    fast, slow = loss_of(name)
+    scores, target = some(shape)
+    assert fast(scores, target).item() == pytest.approx(slow(scores, target), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 7)])
+def test_a_gradient_matches_differences(loss_of, name, shape):
+    scores, target = some(shape)
+    assert torch.autograd.gradcheck(lambda s: loss_of(name)[0](s, target), scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_is_a_mean_over_rows(loss_of, name):
+    """What training relies on where it makes the scores in parts."""
+    loss, (scores, target) = loss_of(name)[0], some((7, 5))
+    parts = sum(loss(scores[k], target[k]) * len(target[k]) for k in (slice(0, 3), slice(3, 4), slice(4, 7)))
+    assert_close(parts / 7, loss(scores, target))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neither_the_positives_column_nor_the_others_order_matters(loss_of, name):
+    loss, (scores, target) = loss_of(name)[0], some((4, 6))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    assert_close(loss(scores[:, order], order.argsort()[target]), loss(scores, target))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_large_scores_give_finite_losses_and_gradients(loss_of, name):
+    scores = torch.tensor([[-1e4, 1e4, 0.0], [1e4, -1e4, 0.0]], requires_grad=True)
+    loss = loss_of(name)[0](scores, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.isfinite() and scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_negatives_are_an_error_for_every_loss(loss_of, name):
+    with pytest.raises(InputError, match=r"loss\.candidates"):
+        loss_of(name)[0](torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+
+
+def test_gbce_without_calibration_is_bce_and_so_it_is_with_all_negatives(catalog):
+    scores, target = some((5, 4))
+    assert_close(GBCE(catalog, t=0.0)(scores, target), BCE()(scores, target))
+    scores, target = some((5, 25))
+    assert_close(GBCE(catalog, t=0.6)(scores, target), BCE()(scores, target))
+    scores, target = some((5, 60))  # drawn with replacement
+    assert_close(GBCE(catalog, t=0.6)(scores, target), BCE()(scores, target))
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
+def test_a_calibration_is_from_0_to_1(catalog, t):
+    with pytest.raises(InputError, match=r"loss\.objective\.t="):
+        GBCE(catalog, t=t)
+
+
+@pytest.mark.parametrize("reg", [-0.1, math.nan])
+def test_a_weight_is_not_negative(reg):
+    with pytest.raises(InputError, match=r"loss\.objective\.reg="):
+        BPRMax(reg=reg)

@@ -64,6 +64,7 @@ def catalog(counts: list[int], users: list[int], items: list[int]) -> Catalog:
         users=torch.tensor(users, dtype=torch.long),
         items=torch.tensor(items, dtype=torch.long),
         times=torch.zeros(len(users), dtype=torch.long),
+        values=torch.ones(len(users)),
         targets=torch.tensor([0, *counts]),
     )
 
@@ -174,13 +175,19 @@ TARGETS = 1 + below(hash64(0, "targets", torch.arange(M)), V)
 HISTORY = below(hash64(0, "history", torch.arange(M)[:, None], torch.arange(3)), V + 1)  # 0 is padding
 USERS = 1 + torch.arange(M) % 5
 ROWS = torch.arange(M) * 3
+ONE = torch.arange(M)  # each position is of a row of its own
 COUNTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 40]
 OWNED = [(1 + k % 5, 1 + k % 7) for k in range(30)]
 CATALOG = catalog(COUNTS, *map(list, zip(*OWNED, strict=True)))
 
 
 def sampled(exponent: float, kind: str, count: int = 6, **kwargs) -> Sampled:
-    return Sampled(kwargs.pop("catalog", CATALOG), count=count, exponent=exponent, exclude=kind, **kwargs)
+    kwargs = {"catalog": CATALOG, "correct": False} | kwargs
+    return Sampled(kwargs.pop("catalog"), count=count, exponent=exponent, exclude=kind, **kwargs)
+
+
+def shared(count: int, exponent: float = 0.0, correct: bool = False) -> InBatch:
+    return InBatch(CATALOG, count=count, exponent=exponent, correct=correct)
 
 
 def forbidden(kind: str) -> torch.Tensor:
@@ -202,7 +209,7 @@ def test_negatives_follow_the_weights_and_are_never_excluded(kind, exponent):
     sampler = sampled(exponent, kind)
     counts = torch.zeros(V + 1, dtype=torch.float64)
     for epoch in range(4):
-        drawn = sampler(TARGETS, HISTORY, USERS, ROWS, seed=1, epoch=epoch)
+        drawn = sampler(TARGETS, ONE, HISTORY, USERS, ROWS, seed=1, epoch=epoch)
         assert torch.equal(drawn.items[:, 0], TARGETS) and not drawn.target.any()
         assert not forbidden(kind).gather(1, drawn.items[:, 1:]).any()
         counts += drawn.items[:, 1:].flatten().bincount(minlength=V + 1)
@@ -215,24 +222,25 @@ def test_negatives_follow_the_weights_and_are_never_excluded(kind, exponent):
 @pytest.mark.parametrize("kind", ["target", "window", "user"])
 def test_a_row_draws_the_same_whatever_the_batch(kind):
     sampler, some = sampled(1.0, kind), torch.tensor([3, 99, 7, 2500])
-    whole = sampler(TARGETS, HISTORY, USERS, ROWS, seed=1, epoch=2).items
-    few = sampler(TARGETS[some], HISTORY[some], USERS[some], ROWS[some], seed=1, epoch=2).items
+    whole = sampler(TARGETS, ONE, HISTORY, USERS, ROWS, seed=1, epoch=2).items
+    args = (TARGETS[some], torch.arange(4), HISTORY[some], USERS[some], ROWS[some])
+    few = sampler(*args, seed=1, epoch=2).items
     assert torch.equal(whole[some], few)
     for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
-        assert not torch.equal(whole, sampler(TARGETS, HISTORY, USERS, ROWS, **other).items)
-    renamed = sampler(TARGETS, HISTORY, USERS, ROWS + 1, seed=1, epoch=2).items
+        assert not torch.equal(whole, sampler(TARGETS, ONE, HISTORY, USERS, ROWS, **other).items)
+    renamed = sampler(TARGETS, ONE, HISTORY, USERS, ROWS + 1, seed=1, epoch=2).items
     assert not torch.equal(whole, renamed)
 
 
 def test_draws_of_neighbouring_rows_are_unrelated():
-    drawn = sampled(0.0, "target", count=1)(TARGETS, HISTORY, USERS, ROWS, seed=1, epoch=0).items[:, 1]
+    drawn = sampled(0.0, "target", count=1)(TARGETS, ONE, HISTORY, USERS, ROWS, seed=1, epoch=0).items[:, 1]
     assert abs(float(torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]).double())[0, 1])) < 5 / M**0.5
 
 
 @pytest.mark.parametrize("kind", ["target", "window", "user"])
 def test_nothing_left_to_draw_is_an_input_error(kind):
     one = catalog([3], [1], [1])
-    args = (torch.tensor([1]), torch.tensor([[PAD]]), torch.tensor([1]), torch.tensor([5]))
+    args = (torch.tensor([1]), torch.tensor([0]), torch.tensor([[PAD]]), torch.tensor([1]), torch.tensor([5]))
     with pytest.raises(InputError, match=r"loss\.candidates\.exclude"):
         sampled(0.0, kind, catalog=one)(*args, seed=0, epoch=0)
 
@@ -240,7 +248,7 @@ def test_nothing_left_to_draw_is_an_input_error(kind):
 def test_no_rows_give_no_candidates():
     none = torch.zeros(0, dtype=torch.long)
     for kind in ("target", "window", "user"):
-        drawn = sampled(0.0, kind)(none, HISTORY[:0], none, none, seed=0, epoch=0)
+        drawn = sampled(0.0, kind)(none, none, HISTORY[:0], none, none, seed=0, epoch=0)
         assert drawn.items.shape == (0, 7) and drawn.target.shape == (0,)
 
 
@@ -253,16 +261,132 @@ def test_wrong_settings_name_the_key_and_the_nearest_value():
 
 
 def test_samplers_keep_nothing_in_checkpoints():
-    for sampler in (sampled(1.0, "user"), sampled(0.0, "window"), AllItems(CATALOG), InBatch(CATALOG)):
+    for sampler in (sampled(1.0, "user"), sampled(0.0, "window"), AllItems(CATALOG), shared(3)):
         assert not sampler.state_dict() and not list(sampler.parameters())
 
 
+THREE = (torch.tensor([3, 1, 3]), torch.tensor([0, 0, 1]), HISTORY[:2], USERS[:2], ROWS[:3])
+
+
 def test_all_items_and_in_batch():
-    args = (torch.tensor([3, 1, 3]), HISTORY[:3], USERS[:3], ROWS[:3])
-    everything = AllItems(CATALOG)(*args, seed=0, epoch=0)
+    everything = AllItems(CATALOG)(*THREE, seed=0, epoch=0)
     assert everything.items.tolist() == list(range(1, V + 1)) and everything.target.tolist() == [2, 0, 2]
-    batch = InBatch(CATALOG)(*args, seed=0, epoch=0)
+    batch = shared(0)(*THREE, seed=0, epoch=0)
     assert batch.items.tolist() == [1, 3] and batch.target.tolist() == [1, 0, 1]
+    assert everything.log_q is None and batch.log_q is None
+
+
+def test_positions_of_a_row_are_not_given_what_stands_in_it():
+    """Three positions, the first two of one row: neither draws the row's items or targets."""
+    targets, owner, history, users, names = THREE
+    history = torch.tensor([[3, 4, PAD], [5, PAD, PAD]])
+    drawn = sampled(0.0, "window", count=500)(targets, owner, history, users, names, seed=0, epoch=0).items
+    seen = [set(row) for row in drawn[:, 1:].tolist()]
+    assert seen[0] == seen[1] == set(range(1, V + 1)) - {1, 3, 4}
+    assert seen[2] == set(range(1, V + 1)) - {3, 5}
+    assert not torch.equal(drawn[0, 1:], drawn[1, 1:]), "each draws for itself"
+    own = sampled(0.0, "user", count=500)(targets, owner, history, users, names, seed=0, epoch=0).items
+    items = [{item for user, item in OWNED if user == 1 + k} for k in (0, 0, 1)]
+    assert [set(row) for row in own[:, 1:].tolist()] == [set(range(1, V + 1)) - taken for taken in items]
+
+
+def test_nothing_as_large_as_positions_times_history_is_made(memory):
+    positions, width = 10_000, 200
+    number = torch.arange(positions)
+    batch = (5 + number % 3, number // width, (1 + number % 4).view(50, width))
+    with memory:
+        sampled(0.0, "window", count=1)(*batch, USERS[:50], number, seed=0, epoch=0)
+    assert positions <= memory.largest < 10 * positions
+
+
+# Shared draws -----------------------------------------------------------------------------------------------
+
+
+def test_shared_draws_join_the_targets_and_follow_the_weights():
+    counts = torch.zeros(V + 1, dtype=torch.float64)
+    sampler = shared(2, 1.0)
+    for epoch in range(1000):
+        drawn = sampler(*THREE, seed=1, epoch=epoch)
+        assert drawn.items.tolist() == sorted(set(drawn.items.tolist()) | {1, 3})
+        assert drawn.items[drawn.target].tolist() == [3, 1, 3]
+        counts[drawn.items] += 1
+    chance = torch.tensor([0.0, *COUNTS], dtype=torch.float64) / sum(COUNTS)
+    expected = 1000 * (1 - (1 - chance) ** 2)
+    others = [k for k in range(V + 1) if k not in (1, 3)]
+    assert (counts[others] - expected[others]).abs().max() < 5 * expected.max() ** 0.5
+    assert counts[[1, 3]].tolist() == [1000, 1000]
+
+
+def test_shared_draws_depend_on_seed_epoch_and_batch_alone():
+    def items(names=THREE[4], order=(0, 1, 2), **keys) -> list[int]:
+        targets, owner, history, users, _ = THREE
+        order = torch.tensor(order)
+        args = (targets[order], owner[order], history, users, names[order])
+        return shared(5)(*args, **({"seed": 1, "epoch": 2} | keys)).items.tolist()
+
+    assert items() == items() == items(order=(2, 0, 1))
+    assert len({tuple(x) for x in (items(), items(seed=2), items(epoch=3), items(names=THREE[4] + 1))}) == 4
+
+
+# Correction -------------------------------------------------------------------------------------------------
+
+SCORES = torch.linspace(-1, 2, V + 1, dtype=torch.float64)
+
+
+def estimates(sampler, epochs: int, at: int = 0) -> torch.Tensor:
+    """Of each epoch: the sum of exp over the negatives that position ``at`` of THREE has, corrected."""
+    sums = []
+    for epoch in range(epochs):
+        drawn = sampler(*THREE, seed=1, epoch=epoch)
+        scores = SCORES[drawn.items].expand(3, -1)
+        corrected = drawn.corrected(scores)
+        positive = drawn.target[:, None]
+        assert torch.equal(corrected.gather(1, positive), scores.gather(1, positive)), "the positive stays"
+        sums.append(corrected.exp().scatter(1, positive, 0.0)[at].sum())
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["target", "window", "user"])
+def test_a_corrected_sum_over_drawn_negatives_estimates_that_over_all(kind, exponent):
+    sums = estimates(sampled(exponent, kind, count=300, correct=True), 300)
+    out = {"target": {3}, "window": {1, 3, *HISTORY[0].tolist()}, "user": {i for u, i in OWNED if u == 1}}
+    allowed = [k for k in range(1, V + 1) if k not in out[kind] and (exponent == 0 or COUNTS[k - 1])]
+    whole = SCORES[allowed].exp().sum()
+    assert abs(sums.mean() - whole) < 4 * sums.std() / len(sums) ** 0.5 < 0.4
+
+
+def test_a_corrected_sum_over_a_batch_estimates_that_over_all():
+    """The other targets drawn by their counts, beside shared draws: every subset by its chance."""
+    counts = torch.tensor([0, *COUNTS]).clamp(min=1).double()
+    counts[PAD] = 0
+    sampler, sums = shared(3, 0.75, correct=True), []
+    others = torch.multinomial(counts, 6000, replacement=True, generator=torch.Generator().manual_seed(0))
+    for epoch, pair in enumerate(others.view(2000, 3)):
+        targets = torch.cat([torch.tensor([12]), pair])
+        drawn = sampler(targets, torch.arange(4), HISTORY[:4], USERS[:4], ROWS[:4], seed=1, epoch=epoch)
+        corrected = drawn.corrected(SCORES[drawn.items].expand(4, -1))[0].exp()
+        sums.append(corrected.sum() - corrected[drawn.target[0]])
+    sums = torch.stack(sums)
+    assert abs(sums.mean() - SCORES[1:12].exp().sum()) < 4 * sums.std() / 2000**0.5 < 1
+
+
+def test_corrections_are_finite_where_counts_are_not_there():
+    lone = catalog([0, 7], [1], [2])
+    sampler = InBatch(lone, count=0, exponent=0.0, correct=True)
+    args = (torch.tensor([1, 2]), torch.arange(2), torch.tensor([[2], [2]]), USERS[:2], ROWS[:2])
+    assert sampler(*args, seed=0, epoch=0).log_q.isfinite().all()
+
+
+def test_a_part_of_what_is_drawn_keeps_rows_together():
+    own = sampled(0.0, "target", correct=True)(*THREE, seed=0, epoch=0)
+    whole = own.corrected(SCORES[own.items])
+    part = own.part(slice(1, 3))
+    assert torch.equal(part.corrected(SCORES[part.items]), whole[1:])
+    both = shared(4, correct=True)(*THREE, seed=0, epoch=0)
+    assert torch.equal(both.part(slice(1, 3)).items, both.items)
+    scores = SCORES[both.items].expand(3, -1)
+    assert torch.equal(both.part(slice(1, 3)).corrected(scores[1:]), both.corrected(scores)[1:])
 
 
 # Evaluation candidates --------------------------------------------------------------------------------------

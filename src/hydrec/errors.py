@@ -39,3 +39,14 @@ def at_least(key: str, value: Any, minimum: int) -> int:
     if type(value) is not int or value < minimum:  # not isinstance: true is no number
         raise InputError(f"{key}={value}: must be a whole number, {minimum} or more")
     return value
+
+
+def share_of(key: str, value: Any) -> float:
+    """Returns ``value`` if it is a share that leaves something, as of dropout: from 0 to below 1.
+
+    Raises:
+        InputError: it is not; names the configuration key.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InputError(f"{key}={value}: must be 0 or more, and below 1")
+    return value

@@ -330,6 +330,23 @@ class RankMetrics(Metric):
         """What runs must share to be compared; the version stands for the definitions of the metrics."""
         return {"version": 1, "at": list(self.at), "ties": self.ties}
 
+    @property
+    def directions(self) -> dict[str, str]:
+        """The metrics that may choose an epoch, and whether the highest or the lowest is best."""
+        cut = {f"{name}@{k}": "max" for k in self.at for name in AT_K}
+        return cut | {"mrr": "max", "mean_rank": "min"}
+
+    @property
+    def main(self) -> str:
+        """The metric by which an epoch is chosen if nothing else is asked for."""
+        return f"hit@{10 if 10 in self.at else self.at[-1]}"
+
+    @property
+    def headline(self) -> list[str]:
+        """The metrics that a table shows."""
+        usual = [f"{name}@{k}" for k in (5, 10) if k in self.at for name in ("hit", "mrr", "ndcg")]
+        return usual or [f"{name}@{self.at[-1]}" for name in ("hit", "mrr", "ndcg")]
+
     def _values(self, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
         for k in self.at:
             for name, metric in AT_K.items():

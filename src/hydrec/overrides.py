@@ -76,9 +76,10 @@ def defaults(conf: Path) -> dict[str, str | None]:
 
 
 def options(conf: Path, group: str) -> list[str]:
-    """Names of a group's options, sorted."""
+    """Names of a group's options, sorted; files called _NAME are there for others to start from."""
     folder = conf / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    paths = [path for path in folder.rglob("*.yaml") if not path.name.startswith("_")]
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
 
 
 def purpose(path: Path) -> str:

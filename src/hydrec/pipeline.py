@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,10 +35,9 @@ from hydrec.data.module import LogData
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.loggers import Mirror
 from hydrec.runs import RunFolder, digest
-from hydrec.tasks import NextItem
+from hydrec.tasks import Click, NextItem
 
 STAND_IN = "warning: no files were found, {} is simulated; set HYDREC_DATA to their folder"
-HEADLINE = ("hit@5", "mrr@5", "hit@10", "mrr@10", "ndcg@10")
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -91,7 +91,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         say(f"{job.folder.path} is finished; rerun=true repeats it")
         if edited:
             say("warning: other sources of hydrec than these made it")
-        _show(done, about)
+        _show(done, about, data.protocol.metrics)
         return done
 
 
@@ -115,15 +115,15 @@ class _Job:
             neutral["ckpt_path"] = _sha256(cfg.ckpt_path)
         name = f"{data.name}-{self.names['protocol']}-{self.names['model']}-s{cfg.seed}-{digest(neutral)}"
         self.folder = RunFolder(Path(cfg.paths.runs) / "single" / name)
-        self.monitor = cfg.stopping.monitor
-        measured = data.protocol.metrics.random_row(torch.ones(1, dtype=torch.int64))
-        one_of("stopping.monitor", self.monitor, [f"valid/{metric}" for metric in measured])
-        self.mode = "min" if self.monitor.endswith("mean_rank") else "max"
+        measured = data.protocol.metrics
+        self.monitor = cfg.stopping.monitor or f"valid/{measured.main}"
+        one_of("stopping.monitor", self.monitor, [f"valid/{metric}" for metric in measured.directions])
+        self.mode = measured.directions[self.monitor.removeprefix("valid/")]
 
     def train_and_test(self) -> dict[str, float]:
         """Does what is left to do and writes the results, ``metrics.json`` last."""
         data, folder = self.data, self.folder
-        task: NextItem = instantiate(self.cfg.model, _convert_="all")(
+        task: NextItem | Click = instantiate(self.cfg.model, _convert_="all")(
             data.catalog, data.protocol.metrics, self.cfg.seed
         )
         mirrors = self._mirrors()
@@ -144,11 +144,12 @@ class _Job:
             metrics = self._results(task, about)
             if trainer.is_global_zero:
                 for mirror in mirrors:
-                    mirror.log_result(metrics, _table(metrics, self.names["model"]))
+                    headline = data.protocol.metrics.headline
+                    mirror.log_result(metrics, _table(metrics, self.names["model"], headline))
                 _write_test(folder, data, task)
                 folder.write_json("run.json", about)
                 folder.write_json("metrics.json", metrics)
-                _show(metrics, about)
+                _show(metrics, about, data.protocol.metrics)
                 say(f"everything about this run is in {folder.path}")
             status = "success"
             return metrics
@@ -221,7 +222,7 @@ class _Job:
                 ) from error
             raise
 
-    def _fit(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
+    def _fit(self, task: NextItem | Click, trainer: pl.Trainer) -> dict[str, Any]:
         """Trains where there is something to train; returns the weights to test."""
         folder = self.folder
         if not self.cfg.fit:
@@ -237,7 +238,7 @@ class _Job:
         trainer.fit(task, self.data, ckpt_path=last, weights_only=True)
         return self.identity.weights(folder.best)
 
-    def _results(self, task: NextItem, about: dict[str, Any]) -> dict[str, float]:
+    def _results(self, task: NextItem | Click, about: dict[str, Any]) -> dict[str, float]:
         """Test metrics with the validation metrics of the epoch that was tested; completes ``about``."""
         metrics = {k: v for k, v in task.results.items() if not k.startswith("valid/")}
         rows = [row for row in self.history.rows if self.monitor in row]
@@ -255,7 +256,7 @@ class _Job:
         about["tested_rows"] = len(task.test_table["row"])
         return metrics
 
-    def _about(self, task: NextItem, trainer: pl.Trainer) -> dict[str, Any]:
+    def _about(self, task: NextItem | Click, trainer: pl.Trainer) -> dict[str, Any]:
         """What identifies a run, for ``run.json``."""
         protocol = self.data.protocol.identity()
         packages = ("hydrec", "torch", "pytorch-lightning", "numpy", "polars")
@@ -315,32 +316,21 @@ def _peak_memory() -> dict[str, int]:
     return peak
 
 
-def _write_test(folder: RunFolder, data: LogData, task: NextItem) -> None:
-    """``test.parquet``: per test row the two integers from which every ranking metric follows."""
-    log, table = data.log, {name: column.cpu().numpy() for name, column in task.test_table.items()}
-    rows = table["row"]
-    frame = polars.DataFrame(
-        {
-            "sample": rows,
-            "user": log.user_ids[log.users[rows]],
-            "target": log.item_ids[log.items[rows]],
-            "time": log.times[rows],
-            **{name: table[name] for name in ("greater", "equal", "candidates")},
-        }
-    )
-    folder.write("test.parquet", _parquet(frame))
+def _write_test(folder: RunFolder, data: LogData, task: NextItem | Click | Click) -> None:
+    """``test.parquet``: of each test row what every metric follows from."""
+    table = {name: column.cpu().numpy() for name, column in task.test_table.items()}
+    folder.write("test.parquet", _parquet(data.feed.tested(table)))
 
 
 def _write_catalog(folder: RunFolder, data: LogData) -> None:
     """``catalog.parquet``: raw ids, titles, features and training counts of the items, by item number."""
-    log, catalog = data.log, data.catalog
+    log = data.log
     columns: dict[str, Any] = {"item": range(1, log.n_items + 1), "raw": log.item_ids[1:]}
     if log.item_titles is not None:
         columns["title"] = log.item_titles[1:]
     for name, feature in log.item_features.items():
         columns[name] = _words(feature)[1:]
-    columns["train_targets"] = catalog.targets[1:].numpy()
-    columns["train_rows"] = torch.bincount(catalog.items, minlength=log.n_items + 1)[1:].numpy()
+    columns |= data.feed.counts()
     folder.write("catalog.parquet", _parquet(polars.DataFrame(columns)))
 
 
@@ -359,38 +349,42 @@ def _parquet(frame: polars.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _table(metrics: dict[str, float], model: str) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of the table of results: the model, popularity, random."""
-    rows = {model: "test", "popularity": "popularity", "random": "random"}
-    measured = [name.removeprefix("test/") for name in metrics if name.startswith("test/")]
-    names = [name for name in HEADLINE if name in measured] or measured[: len(HEADLINE)]
+def _table(
+    metrics: dict[str, float], model: str, headline: Sequence[str]
+) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of the table of results: the model, and what it is to be compared with."""
+    names = [name for name in headline if f"test/{name}" in metrics]
+    kinds = dict.fromkeys(name.partition("/")[0] for name in metrics)
+    references = [kind for kind in kinds if kind not in ("test", "valid", "train")]
+    rows = {model: "test"} | {name: name for name in references}
     return ["model", *names], [
-        [label, *(metrics[f"{prefix}/{name}"] for name in names)] for label, prefix in rows.items()
+        [label, *(metrics.get(f"{prefix}/{name}") for name in names)] for label, prefix in rows.items()
     ]
 
 
-def _show(metrics: dict[str, float], about: dict[str, Any]) -> None:
+def _show(metrics: dict[str, float], about: dict[str, Any], measured: Any) -> None:
     """Prints the table of results with what it was measured on, and what a reader should be warned of."""
     dataset, protocol = about["dataset"], about["protocol"]
     label = f" ({dataset['label']})" if dataset["label"] else ""
-    header, rows = _table(metrics, about["names"]["model"])
+    header, rows = _table(metrics, about["names"]["model"], measured.headline)
     rows_there = dataset["parts"]["test"]["samples"]
     scored = about.get("tested_rows", rows_there)  # earlier versions left no such count
     some = "" if scored == rows_there else f" of {rows_there:,}"
+    against = f"{protocol['candidates']} candidates, " if "candidates" in protocol else ""
     table = Table(
         *header,
-        title=f"{dataset['name']}, {about['names']['protocol']}{label}, {protocol['candidates']} candidates, "
+        title=f"{dataset['name']}, {about['names']['protocol']}{label}, {against}"
         f"{scored:,}{some} test rows, seed {about['seed']}",
         title_justify="left",
     )
     for name, *values in rows:
-        table.add_row(name, *(f"{value:.4f}" for value in values))
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     Console(soft_wrap=True).print(table)
-    name, *_, ours = rows[0]
-    if name != "popularity" and ours < rows[1][-1]:
+    name = about["names"]["model"]
+    if metrics[f"test/{measured.main}"] < metrics[f"popularity/{measured.main}"]:
         say(
-            f"warning: {name} is below popularity on {header[-1]}: too little training, a finding about the"
-            " protocol, or a bug"
+            f"warning: {name} is below popularity on {measured.main}: too little training, a finding about"
+            " the protocol, or a bug"
         )
     if dataset["stand_in"]:
         say(STAND_IN.format(dataset["name"]))

@@ -7,7 +7,8 @@ draws what it would have drawn.
 Items are drawn in closed form, without rejection: weights are integers, and a uniform number below the mass
 that is left after excluding some items is carried over the excluded masses it passes.
 
-Letters: M rows, T history positions, C candidates, V items, O owners of excluded items, X pairs of both.
+Letters: B rows, M of their positions (or rows), T history positions, C candidates, V items, O owners of
+excluded items, X pairs of both.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hydrec.batch import PAD, Catalog
@@ -166,18 +167,53 @@ def draw(
 
 
 # Training candidates ----------------------------------------------------------------------------------------
+#
+# The positives of a batch are M supervised positions of its B rows: one of each row, or many. Every sampler
+# is called alike and reads what it needs:
+#
+#     targets: (M,) positives.
+#     owner: (M,) row of the batch that each position is of, 0..B-1.
+#     history: (B, T) items of the rows, ``PAD`` anywhere.
+#     users: (B,) their users.
+#     names: (M,) of the positions: those of one name draw the same numbers, whatever the batch.
+#     seed, epoch: of the run.
 
 
 class Drawn(NamedTuple):
     """What the positives of a batch are compared with.
 
     Attributes:
-        items: (C,) shared by all rows, or (M, C).
-        target: (M,) column of each row's positive.
+        items: (C,) shared by all positions, or (M, C).
+        target: (M,) column of each position's positive.
+        log_q: log of the expected number of times that each candidate comes up as a negative, shaped as
+            ``items``; ``None`` where scores are not to be corrected for it.
     """
 
     items: Int[Tensor, "*M C"]
     target: Int[Tensor, " M"]
+    log_q: Float[Tensor, "*M C"] | None
+
+    def part(self, positions: slice) -> "Drawn":
+        """The same for some of the positions."""
+        target = self.target[positions]
+        if self.items.dim() == 1:
+            return self._replace(target=target)
+        log_q = None if self.log_q is None else self.log_q[positions]
+        return Drawn(self.items[positions], target, log_q)
+
+    def corrected(self, scores: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
+        """Takes ``log_q`` off the scores of the negatives.
+
+        The sum of exp over the negatives is then an unbiased estimate of that over all items that may be
+        drawn (Bengio and Senecal, "Quick Training of Probabilistic Neural Nets by Importance Sampling",
+        AISTATS 2003). The positive is there with certainty, so its score stays. Differs in that from Yi et
+        al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019, who
+        correct it like the others.
+        """
+        if self.log_q is None:
+            return scores
+        positive = self.target[:, None]
+        return (scores - self.log_q).scatter(1, positive, scores.gather(1, positive))
 
 
 class AllItems(nn.Module):
@@ -192,118 +228,172 @@ class AllItems(nn.Module):
     def forward(
         self,
         targets: Int[Tensor, " M"],
-        history: Int[Tensor, "M T"],
-        users: Int[Tensor, " M"],
-        rows: Int[Tensor, " M"],
+        owner: Int[Tensor, " M"],
+        history: Int[Tensor, "B T"],
+        users: Int[Tensor, " B"],
+        names: Int[Tensor, " M"],
         *,
         seed: int,
         epoch: int,
     ) -> Drawn:
-        """Returns the whole catalogue, shared by all rows."""
-        return Drawn(self.items, targets - 1)
+        """Returns the whole catalogue, shared by all positions."""
+        return Drawn(self.items, targets - 1, None)
 
 
 class InBatch(nn.Module):
-    """The distinct targets of a batch are the candidates of each of its rows."""
+    """The targets of a batch, and items drawn once for all of it, are the candidates of each position.
 
-    def __init__(self, catalog: Catalog) -> None:
+    These are the negatives of GRU4Rec (Hidasi and Karatzoglou, CIKM 2018). Differs from its code in that an
+    item that comes up several times counts once, so a positive never is its own negative. What follows other
+    positions of the same history is a negative like any other target. Of several processes, each has the
+    targets of its own share of the batch.
+
+    Args:
+        catalog: ``targets`` are the counts that weights and corrections are made of.
+        count: items drawn, with replacement, beside the targets; 0 for none.
+        exponent: an item's weight is (times it is a training target) ** exponent; 0 draws uniformly from the
+            whole catalogue.
+        correct: whether scores are corrected for how likely an item comes up at all: among the other targets,
+            taken as drawn by their counts in training, or in the draws.
+
+    Raises:
+        InputError: ``count`` or ``exponent`` is negative.
+    """
+
+    cdf: Tensor
+    frequency: Tensor
+    chance: Tensor
+
+    def __init__(self, catalog: Catalog, *, count: int, exponent: float, correct: bool) -> None:
         super().__init__()
+        self.count = at_least("loss.candidates.count", count, 0)
+        self.correct = correct
+        cdf = cumulative(catalog.targets, exponent, "loss.candidates.exponent")
+        often = catalog.targets.double().clamp(min=1)  # a target inside of a window may be that of no sample
+        often[PAD] = 0
+        weight = cdf.diff(prepend=cdf[:1]).double()
+        self.register_buffer("cdf", cdf, persistent=False)
+        self.register_buffer("frequency", often / often.sum(), persistent=False)
+        self.register_buffer("chance", weight / weight.sum(), persistent=False)
 
     def forward(
         self,
         targets: Int[Tensor, " M"],
-        history: Int[Tensor, "M T"],
-        users: Int[Tensor, " M"],
-        rows: Int[Tensor, " M"],
+        owner: Int[Tensor, " M"],
+        history: Int[Tensor, "B T"],
+        users: Int[Tensor, " B"],
+        names: Int[Tensor, " M"],
         *,
         seed: int,
         epoch: int,
     ) -> Drawn:
-        """Returns the distinct targets, shared by all rows."""
-        return Drawn(*torch.unique(targets, return_inverse=True))
+        """Returns the distinct targets and draws, shared by all positions."""
+        number = torch.arange(self.count, device=names.device)
+        bits = hash64(seed, "shared negatives", epoch, names.min(), number)  # a name is in one batch an epoch
+        drawn = torch.searchsorted(self.cdf, below(bits, self.cdf[-1]), right=True)
+        items, place = torch.unique(torch.cat([targets, drawn]), return_inverse=True)
+        log_q = None
+        if self.correct:  # of 1 - (1 - f)^(M - 1) (1 - q)^count
+            others = torch.xlogy(len(targets) - 1, 1 - self.frequency[items])  # 0 log 0 is 0
+            draws = torch.xlogy(self.count, 1 - self.chance[items])
+            log_q = (-(others + draws).expm1()).log().float()
+        return Drawn(items, place[: len(targets)], log_q)
 
 
 class Sampled(nn.Module):
-    """Negatives drawn with replacement; the positive is column 0.
+    """Negatives drawn with replacement, for each position its own; the positive is column 0.
 
     Args:
         catalog: ``targets`` are the counts that weights are made of.
-        count: negatives of each row.
+        count: negatives of each position.
         exponent: an item's weight is (times it is a training target) ** exponent; 0 draws uniformly from the
             whole catalogue.
-        exclude: what is never drawn: ``target``; ``window``, the history and the target; ``user``, all of the
-            user's training items, of which the target is one.
+        exclude: what is never drawn: ``target``; ``window``, all of the row, its history and its targets;
+            ``user``, all of the user's training items, of which the target is one.
+        correct: whether scores are corrected for how often an item is drawn: the sum over the negatives then
+            estimates that over all items that are not excluded.
 
     Raises:
-        InputError: a value is not one of these; while training, nothing is left to draw for some row.
+        InputError: a value is not one of these; while training, nothing is left to draw for some position.
     """
 
     cdf: Tensor
 
-    def __init__(self, catalog: Catalog, *, count: int, exponent: float, exclude: str) -> None:
+    def __init__(self, catalog: Catalog, *, count: int, exponent: float, exclude: str, correct: bool) -> None:
         super().__init__()
-        kinds = {"target": _Window, "window": _Window, "user": _User}
+        kinds = {"target": _Target, "window": _Window, "user": _User}
         self.exclude = one_of("loss.candidates.exclude", exclude, kinds)
         self.count = at_least("loss.candidates.count", count, 1)
+        self.correct = correct
         cdf = cumulative(catalog.targets, exponent, "loss.candidates.exponent")
         self.register_buffer("cdf", cdf, persistent=False)
-        self.taken = kinds[exclude](catalog, cdf, exclude)
+        self.taken = kinds[exclude](catalog, cdf)
 
     def forward(
         self,
         targets: Int[Tensor, " M"],
-        history: Int[Tensor, "M T"],
-        users: Int[Tensor, " M"],
-        rows: Int[Tensor, " M"],
+        owner: Int[Tensor, " M"],
+        history: Int[Tensor, "B T"],
+        users: Int[Tensor, " B"],
+        names: Int[Tensor, " M"],
         *,
         seed: int,
         epoch: int,
     ) -> Drawn:
-        """Draws the negatives of M rows.
-
-        Args:
-            targets: (M,) positives.
-            history: (M, T) items before them, ``PAD`` anywhere.
-            users: (M,) their users.
-            rows: (M,) names each row: rows of one name draw the same numbers.
-            seed: of the run.
-            epoch: of the run.
-        """
-        owner, rest = self.taken(self.cdf, targets, history, users)
-        if bool((rest.left[owner] == 0).any()):
+        """Draws the negatives of M positions."""
+        holder, rest = self.taken(self.cdf, targets, owner, history, users)
+        left = rest.left[holder]
+        if bool((left == 0).any()):
             raise InputError(
                 f"loss.candidates.exclude={self.exclude} leaves no item to draw for some training rows:"
                 " exclude less, or set loss.candidates.exponent=0 to draw from the whole catalogue"
             )
-        number = torch.arange(self.count, device=rows.device)
-        negatives = draw(self.cdf, rest, owner, hash64(seed, "negatives", epoch, rows[:, None], number))
-        return Drawn(torch.cat([targets[:, None], negatives], 1), torch.zeros_like(targets))
+        number = torch.arange(self.count, device=names.device)
+        negatives = draw(self.cdf, rest, holder, hash64(seed, "negatives", epoch, names[:, None], number))
+        items = torch.cat([targets[:, None], negatives], 1)
+        log_q = None
+        if self.correct:
+            expected = self.count * (self.cdf[items] - self.cdf[items - 1]).double() / left[:, None]
+            log_q = expected.log().float()
+        return Drawn(items, torch.zeros_like(targets), log_q)
+
+
+class _Target(nn.Module):
+    """Each position is the holder of its target."""
+
+    def __init__(self, catalog: Catalog, cdf: Tensor) -> None:
+        super().__init__()
+
+    def forward(
+        self, cdf: Tensor, targets: Tensor, owner: Tensor, history: Tensor, users: Tensor
+    ) -> tuple[Tensor, Remainder]:
+        holder = torch.arange(len(targets), device=targets.device)
+        return holder, exclude(cdf, holder, targets, len(targets))
 
 
 class _Window(nn.Module):
-    """Each row is the owner of its target and, for ``window``, of its history."""
+    """Each row is the holder of its history and its targets, for all of its positions."""
 
-    def __init__(self, catalog: Catalog, cdf: Tensor, exclude: str) -> None:
+    def __init__(self, catalog: Catalog, cdf: Tensor) -> None:
         super().__init__()
-        self.shown = None if exclude == "window" else 0
 
     def forward(
-        self, cdf: Tensor, targets: Tensor, history: Tensor, users: Tensor
+        self, cdf: Tensor, targets: Tensor, owner: Tensor, history: Tensor, users: Tensor
     ) -> tuple[Tensor, Remainder]:
-        items = torch.cat([targets[:, None], history[:, : self.shown]], 1)
-        owner = torch.arange(len(targets), device=targets.device)
-        return owner, exclude(cdf, owner.repeat_interleave(items.shape[1]), items.flatten(), len(targets))
+        rows = torch.arange(len(history), device=history.device).repeat_interleave(history.shape[1])
+        holder, items = torch.cat([rows, owner]), torch.cat([history.flatten(), targets])
+        return owner, exclude(cdf, holder, items, len(history))
 
 
 class _User(nn.Module):
-    """Each user is the owner of its training items, once for all batches."""
+    """Each user is the holder of its training items, once for all batches."""
 
     gone: Tensor
     reach: Tensor
     before: Tensor
     left: Tensor
 
-    def __init__(self, catalog: Catalog, cdf: Tensor, _: str) -> None:
+    def __init__(self, catalog: Catalog, cdf: Tensor) -> None:
         super().__init__()
         if catalog.n_users >= OWNERS:
             raise InputError(f"loss.candidates.exclude=user: for fewer than {OWNERS} users; use window")
@@ -311,9 +401,9 @@ class _User(nn.Module):
             self.register_buffer(name, column, persistent=False)
 
     def forward(
-        self, cdf: Tensor, targets: Tensor, history: Tensor, users: Tensor
+        self, cdf: Tensor, targets: Tensor, owner: Tensor, history: Tensor, users: Tensor
     ) -> tuple[Tensor, Remainder]:
-        return users, Remainder(self.gone, self.reach, self.before, self.left)
+        return users[owner], Remainder(self.gone, self.reach, self.before, self.left)
 
 
 # Evaluation candidates --------------------------------------------------------------------------------------

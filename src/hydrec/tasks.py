@@ -9,13 +9,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from hydrec.batch import PAD, Catalog, EvalCandidates, SequenceBatch
-from hydrec.errors import InputError, at_least
+from hydrec.batch import PAD, Catalog, ClickBatch, ClickCatalog, EvalCandidates, SequenceBatch
+from hydrec.click_metrics import ClickMetrics
+from hydrec.cloze import Cloze
+from hydrec.errors import InputError, at_least, one_of
 from hydrec.metrics import NonFiniteScores, RankMetrics, Ranks, rank
 from hydrec.models.popularity import Popularity
-from hydrec.sampling import hash64
+from hydrec.models.rate import Rate
+from hydrec.sampling import Drawn, hash64
 
 
 class NextItem(pl.LightningModule):
@@ -29,13 +34,19 @@ class NextItem(pl.LightningModule):
         metrics: the ranking metrics of the protocol; cloned for each part.
         seed: of the run; every random number of training is a hash of it, the epoch and the row.
         net: makes the net from the catalogue.
-        loss: ``objective`` (scores (M, C), target (M,)) -> scalar, and ``candidates``, which makes the
-            training sampler from the catalogue.
+        samples: what a training row is, as `hydrec.data.module.LogData` makes it: ``prefixes``, one target
+            after its history; ``histories``, every position's next item, for nets that are ``causal``;
+            ``cloze``, hidden events, for nets that say ``cloze``.
+        cloze: makes what hides events from the catalogue, for ``samples: cloze``; else ``None``.
+        loss: ``objective`` (scores (M, C), target (M,)) -> scalar, or what makes it from the catalogue; and
+            ``candidates``, which makes the training sampler from the catalogue.
         optimiser: makes the optimiser from parameter groups; ``None`` for nets without parameters.
-        chunk: scores held at once in evaluation; bounds memory, never changes a result.
+        chunk: scores held at once. Where there are more, an evaluation makes and counts them in parts, and
+            training makes them in parts, and again for the gradient. Bounds memory, and changes no result but
+            by rounding.
 
     Raises:
-        InputError: ``chunk`` is not a positive whole number.
+        InputError: ``chunk`` is not a positive whole number, or the net cannot train on such ``samples``.
 
     Attributes:
         results: the latest value of each metric, in float64, by its name in ``metrics.json``.
@@ -49,6 +60,8 @@ class NextItem(pl.LightningModule):
         seed: int,
         *,
         net: Callable[[Catalog], Any],
+        samples: str,
+        cloze: Callable[[Catalog], Cloze] | None,
         loss: dict[str, Any],
         optimiser: Callable[[Iterable], torch.optim.Optimizer] | None,
         chunk: int,
@@ -56,11 +69,14 @@ class NextItem(pl.LightningModule):
         super().__init__()
         self.chunk = at_least("model.chunk", chunk, 1)
         self.net: Any = net(catalog)
+        self.cloze = None if cloze is None else cloze(catalog)
+        _match(self.net, samples, self.cloze)
         popularity = Popularity(catalog, count="targets")
         popularity.fit(catalog)
         if hasattr(self.net, "fit"):
             self.net.fit(catalog)
-        self.objective: Any = loss["objective"]
+        objective: Any = loss["objective"]
+        self.objective = objective(catalog) if isinstance(objective, partial) else objective
         self.candidates: Any = loss["candidates"](catalog)
         self.make_optimiser = optimiser
         self.n_items, self.seed = catalog.n_items, seed
@@ -72,17 +88,13 @@ class NextItem(pl.LightningModule):
     @property
     def trainable(self) -> bool:
         """Whether the net has anything to train."""
-        return any(p.requires_grad for p in self.net.parameters())
+        return trainable(self.net)
 
     # Training -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """The optimiser over the net's own parameter groups, or over all that require a gradient."""
-        if self.make_optimiser is None:
-            return None
-        if hasattr(self.net, "parameter_groups"):
-            return self.make_optimiser(self.net.parameter_groups())
-        return self.make_optimiser([p for p in self.net.parameters() if p.requires_grad])
+        return optimiser(self.make_optimiser, self.net)
 
     def on_train_epoch_start(self) -> None:
         """Forgets the results of the epoch before: not every epoch need be validated."""
@@ -94,25 +106,52 @@ class NextItem(pl.LightningModule):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Loss over the supervised positions of a batch, plus the net's auxiliary and regularising terms."""
-        state, auxiliary = self.net.encode(batch)
-        supervised = batch.targets != PAD
+        shown = batch
+        if self.cloze is not None:
+            shown = self.cloze.hide(batch, seed=self.seed, epoch=self.current_epoch)
+        state, auxiliary = self.net.encode(shown)
+        supervised = shown.targets != PAD
         row, position = supervised.nonzero(as_tuple=True)
+        last = (batch.lengths - 1).clamp(max=supervised.shape[1] - 1)  # the position of the target in `rows`
         drawn = self.candidates(
             batch.targets[supervised],
-            batch.items[row],
-            batch.users[row],
-            batch.rows[row] * supervised.shape[1] + position,
+            row,
+            batch.items,
+            batch.users,
+            (batch.rows - last)[row] + position,  # the target's row in the log, whatever P
             seed=self.seed,
             epoch=self.current_epoch,
         )
-        scores = self.net.score(select(state, supervised), drawn.items)
-        terms = {"objective": self.objective(scores, drawn.target), "auxiliary": auxiliary}
+        terms = {"objective": self._objective(select(state, supervised), drawn), "auxiliary": auxiliary}
         if hasattr(self.net, "regulariser"):
-            terms["regulariser"] = self.net.regulariser(batch, drawn.items, drawn.target)
+            terms["regulariser"] = self.net.regulariser(shown, drawn.items, drawn.target)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         logged = {f"train/{name}": term.detach() for name, term in ({"loss": loss} | terms).items()}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(row))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Passes the net's own values of the epoch on to the loggers; its history asks the net."""
+        if hasattr(self.net, "scalars"):
+            self.log_dict(self.net.scalars())
+
+    def _objective(self, state: Any, drawn: Drawn) -> Tensor:
+        """Mean loss of M positions, never more than ``chunk`` of their scores at once."""
+        positions = len(drawn.target)
+        some = max(1, self.chunk // drawn.items.shape[-1])
+        if positions <= some:
+            return self._compared(state, drawn)
+        losses = []
+        for first in range(0, positions, some):
+            part = slice(first, first + some)
+            few = drawn.part(part)
+            loss = checkpoint(self._compared, _rows(state, part), few, use_reentrant=False)
+            losses.append(loss * (len(few.target) / positions))
+        return torch.stack(losses).sum()
+
+    def _compared(self, state: Any, drawn: Drawn) -> Tensor:
+        scores = self.net.score(state, drawn.items).float()
+        return self.objective(drawn.corrected(scores), drawn.target)
 
     # Evaluation ---------------------------------------------------------------------------------------------
 
@@ -162,7 +201,8 @@ class NextItem(pl.LightningModule):
         row, _ = supervised.nonzero(as_tuple=True)
         if not len(row):  # a process without evaluation rows
             return row, row, Ranks(row, row, row)
-        encoded, _ = net.encode(batch)
+        asked = self.cloze.ask(batch) if self.cloze is not None and net is self.net else batch
+        encoded, _ = net.encode(asked)
         state = select(encoded, supervised)
         state = type(state)(*(x.float() if x.is_floating_point() else x for x in state))
         targets = batch.targets[supervised]
@@ -172,7 +212,7 @@ class NextItem(pl.LightningModule):
             for first in range(0, len(row), some):
                 part = slice(first, first + some)
                 these = EvalCandidates(*(None if c is None else c[row[part]] for c in candidates))
-                score = partial(net.score, type(state)(*(x[part] for x in state)))
+                score = partial(net.score, _rows(state, part))
                 try:
                     parts.append(rank(score, targets[part], these, n_items=self.n_items, limit=self.chunk))
                 except NonFiniteScores as error:
@@ -185,6 +225,154 @@ class NextItem(pl.LightningModule):
         return batch.rows[row], batch.users[row], counted
 
 
+def trainable(net: nn.Module) -> bool:
+    """Whether a net has anything to train."""
+    return any(p.requires_grad for p in net.parameters())
+
+
+def optimiser(
+    make: Callable[[Iterable], torch.optim.Optimizer] | None, net: Any
+) -> torch.optim.Optimizer | None:
+    """The optimiser over a net's own parameter groups, or over all parameters that require a gradient."""
+    if make is None:
+        return None
+    if hasattr(net, "parameter_groups"):
+        return make(net.parameter_groups())
+    return make([p for p in net.parameters() if p.requires_grad])
+
+
 def select(state: Any, supervised: Tensor) -> Any:
     """The rows of a net's state (fields (B, P, ...)) where ``supervised`` (B, P): fields (M, ...)."""
-    return type(state)(*(x[supervised] for x in state))
+    return _rows(state, supervised)
+
+
+def _rows(state: Any, which: Any) -> Any:
+    return type(state)(*(x[which] for x in state))
+
+
+def _match(net: Any, samples: str, cloze: Cloze | None) -> None:
+    """Refuses samples that a net cannot train on."""
+    one_of("model.samples", samples, ("prefixes", "histories", "cloze"))
+    name, fills = type(net).__name__, getattr(net, "cloze", False)
+    if fills != (samples == "cloze"):
+        raise InputError(
+            f"model.samples={samples}: {name} is trained on gaps, set model.samples=cloze"
+            if fills
+            else f"model.samples=cloze: {name} fills no gaps; set model.samples=prefixes"
+        )
+    if fills != (cloze is not None):
+        remedy = "needs its settings" if fills else "fills no gaps; set it to null"
+        raise InputError(f"model.cloze: {name} {remedy}")
+    if samples == "histories" and not getattr(net, "causal", False):
+        raise InputError(
+            f"model.samples=histories trains every position of a history, and {name} is not causal: one would"
+            " see its own target; set model.samples=prefixes"
+        )
+
+
+class Click(pl.LightningModule):
+    """Trains a net to tell clicks from showings without one, and judges its probabilities.
+
+    The loss is binary cross-entropy with logits. Beside the net's own metrics the test yields those of two
+    rows that every model must beat: the base rate of training, and that of each item.
+
+    Args:
+        catalog: sizes and fields of the data and what the training part shows.
+        metrics: the click metrics of the protocol; cloned for each part.
+        seed: of the run.
+        net: makes the net from the catalogue.
+        samples: ``clicks``; says to `hydrec.data.module.LogData` what a row is.
+        optimiser: makes the optimiser from parameter groups; ``None`` for nets without parameters.
+
+    Raises:
+        InputError: the net trains on other ``samples``.
+
+    Attributes:
+        results: the latest value of each metric, in float64, by its name in ``metrics.json``.
+        test_table: after a test, the columns of ``ClickMetrics.table`` for the net.
+    """
+
+    def __init__(
+        self,
+        catalog: ClickCatalog,
+        metrics: ClickMetrics,
+        seed: int,
+        *,
+        net: Callable[[ClickCatalog], Any],
+        samples: str,
+        optimiser: Callable[[Iterable], torch.optim.Optimizer] | None,
+    ) -> None:
+        super().__init__()
+        one_of("model.samples", samples, ("clicks",))
+        self.net: Any = net(catalog)
+        self.references: Any = nn.ModuleDict(
+            {
+                "constant": Rate(catalog, by="none", prior=1.0),
+                "popularity": Rate(catalog, by="item", prior=1.0),
+            }
+        )
+        for each in (self.net, *self.references.values()):
+            if hasattr(each, "fit"):
+                each.fit(catalog)
+        self.make_optimiser, self.seed = optimiser, seed
+        self.valid: Any = metrics.clone()
+        self.test: Any = nn.ModuleDict({name: metrics.clone() for name in ("model", *self.references)})
+        self.results: dict[str, float] = {}
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the net has anything to train."""
+        return trainable(self.net)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        """The optimiser over the net's own parameter groups, or over all that require a gradient."""
+        return optimiser(self.make_optimiser, self.net)
+
+    def on_train_epoch_start(self) -> None:
+        """Forgets the results of the epoch before: not every epoch need be validated."""
+        self.results.clear()
+
+    def on_train_batch_start(self, batch: ClickBatch, batch_idx: int) -> None:
+        """Seeds dropout by (seed, step, process): a resumed run draws what it would have drawn."""
+        torch.manual_seed(int(hash64(self.seed, "step", self.global_step, self.global_rank)))
+
+    def training_step(self, batch: ClickBatch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of a batch, plus the net's auxiliary term."""
+        logits, auxiliary = self.net(batch)
+        objective = F.binary_cross_entropy_with_logits(logits.float(), batch.labels.float())
+        loss = objective + auxiliary.float()
+        terms = {"train/loss": loss.detach(), "train/objective": objective.detach()}
+        terms["train/auxiliary"] = auxiliary.detach().float()
+        self.log_dict(terms, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(logits))
+        return loss
+
+    def validation_step(self, batch: ClickBatch, batch_idx: int) -> None:
+        """Judges a validation batch."""
+        self._judge(self.valid, self.net, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keeps the metrics of the whole validation part, equal on every process."""
+        self._keep("valid/", self.valid.compute())
+        self.valid.reset()
+
+    def test_step(self, batch: ClickBatch, batch_idx: int) -> None:
+        """Judges a test batch by the net and by the references."""
+        for name, metrics in self.test.items():
+            self._judge(metrics, self.net if name == "model" else self.references[name], batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Keeps the metrics of the net and of the references, and the net's logits."""
+        self._keep("test/", self.test["model"].compute())
+        for name in self.references:
+            self._keep(f"{name}/", self.test[name].compute())
+        self.test_table = self.test["model"].table()
+        for metrics in self.test.values():
+            metrics.reset()
+
+    def _judge(self, metrics: ClickMetrics, net: Any, batch: ClickBatch) -> None:
+        if len(batch.rows):  # a process without evaluation rows has a batch of none
+            metrics.update(batch.rows, batch.users, batch.labels, net(batch)[0])
+
+    def _keep(self, prefix: str, metrics: dict[str, Tensor]) -> None:
+        self.results.update({prefix + name: float(value) for name, value in metrics.items()})
+        self.log_dict({prefix + name: value.float() for name, value in metrics.items()})

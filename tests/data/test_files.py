@@ -37,6 +37,7 @@ OPTIONS = {
     "user_features": [],
     "item_features": [],
     "event_features": [],
+    "history": None,
     "users": {"path": None, "id": None},
     "items": {"path": None, "id": None},
     "multi": None,
@@ -304,7 +305,71 @@ def test_events_within_a_second_are_in_order(tmp_path, unit, step):
 def test_the_order_of_the_file_stands_for_a_time_that_is_not_there(tmp_path):
     rows = [("2", "a"), ("1", "c"), ("2", "c"), ("1", "b")]
     log = small(tmp_path, text([HEADER[:2], *rows]), columns=COLUMNS | {"time": None})()
-    assert [row[:3] for row in events(log)] == [("1", 1, "c"), ("1", 3, "b"), ("2", 0, "a"), ("2", 2, "c")]
+    assert [row[:3] for row in events(log)] == [("1", 0, "c"), ("1", 1, "b"), ("2", 0, "a"), ("2", 1, "c")]
+    assert not log.dated
+    assert small(tmp_path, text([HEADER[:3], ("2", "a", "7")]))().dated
+
+
+CLICKS = [
+    ("user", "item", "time", "click", "past", "h1", "h2"),
+    ("2", "a", "30", "1", "b|c|b", "b", "0"),
+    ("1", "c", "20", "0", "", "0", "0"),
+    ("2", "b", "10", "1.0", "0|d", "d", "a"),
+]
+LABELLED = COLUMNS | {"label": "click"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [(["past"], [[], ["d"], ["b", "c", "b"]]), (["h1", "h2"], [[], ["d", "a"], ["b"]])],
+)
+def test_labels_and_rows_that_bring_their_history(tmp_path, columns, expected):
+    history = {"columns": columns, "separator": "|", "padding": 0}
+    log = small(tmp_path, text(CLICKS), columns=LABELLED, history=history)()
+    assert [row[:3] for row in events(log)] == [("1", 20, "c"), ("2", 10, "b"), ("2", 30, "a")]
+    assert log.labels.tolist() == [0, 1, 1]
+    past = np.split(log.item_ids[log.past_items], log.past_offsets[1:-1])
+    assert [each.tolist() for each in past] == expected
+
+
+def test_history_of_whole_numbers_and_of_text_are_the_same_items(tmp_path):
+    rows = [("user", "item", "time", "past"), ("1", "7", "1", "07|x"), ("1", "8", "2", "7|8")]
+    history = {"columns": ["past"], "separator": "|"}
+    log = small(tmp_path, text(rows), history=history)()
+    assert log.item_ids.tolist() == ["", "07", "7", "8", "x"]
+    assert log.item_ids[log.past_items].tolist() == ["07", "x", "7", "8"]
+    whole = [("user", "item", "time", "past"), ("1", "7", "1", "10|7"), ("1", "8", "2", "")]
+    log = small(tmp_path, text(whole), history=history)()
+    assert log.item_ids.tolist() == ["", "7", "8", "10"]  # as numbers
+    with pytest.raises(InputError, match="k_core=2: rows that bring their history need 0"):
+        small(tmp_path, text(whole), history=history, k_core=2)()
+
+
+def test_lists_of_parquet_are_histories(tmp_path):
+    frame = pl.DataFrame({"user": [1, 2], "item": [5, 6], "time": [9, 8], "past": [[6, 7], None]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    log = table(tmp_path / "a.parquet", history={"columns": ["past"]})()
+    assert log.item_ids[log.past_items].tolist() == ["6", "7"]
+    assert log.past_offsets.tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"history": {"columns": ["pasd"]}},
+            "columns=pasd: PATH has no such column; did you mean past",
+        ),
+        ({"history": {"column": ["past"]}}, "dataset.reader.history=column is none of columns, "),
+        ({"history": {"columns": []}}, "dataset.reader.history.columns: name the columns, or set history to"),
+        ({"columns": COLUMNS | {"label": "time"}}, "PATH:2: label '30' is neither 0 nor 1; mend the file"),
+        ({"columns": COLUMNS | {"label": "past"}}, "PATH:2: label 'b|c|b' is neither 0 nor 1; mend the file"),
+    ],
+)
+def test_bad_labels_and_histories_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError) as caught:
+        small(tmp_path, text(CLICKS), **options)()
+    assert message in str(caught.value).replace(str(tmp_path / "table.csv"), "PATH")
 
 
 def test_a_log_of_the_seventies_is_worth_a_warning(tmp_path, caplog):
@@ -613,6 +678,7 @@ OTHER = {
     "user_features": ["a"],
     "item_features": ["a"],
     "event_features": ["a"],
+    "history": {"columns": ["a"]},
     "users": {"path": "users.csv", "id": "id"},
     "items": {"path": "items.csv", "id": None},
     "k_core": 5,
@@ -698,7 +764,7 @@ def test_atomic_files_are_read(tmp_path, saved):
 
 def test_atomic_events_suffice(tmp_path):
     log = atomic(tmp_path, [INTER], columns=NAMES | {"time": None, "value": None, "title": None})()
-    assert events(log) == [("u1", 1, "i1", None), ("u1", 2, "i2", None), ("u2", 0, "i1", None)]
+    assert events(log) == [("u1", 0, "i1", None), ("u1", 1, "i2", None), ("u2", 0, "i1", None)]
     assert (log.item_titles, log.item_features, log.user_features) == (None, {}, {})
 
 
@@ -759,11 +825,12 @@ def test_missing_atomic_files_are_looked_for(tmp_path, monkeypatch):
 def test_options_of_atomic_files_are_what_changes_the_log(tmp_path):
     assert atomic(tmp_path).options() == {
         "reader": "atomic",
-        "version": 1,
-        "columns": NAMES,
+        "version": 2,
+        "columns": NAMES | {"label": None},
         "time_unit": "s",
         "missing": "error",
         "event_features": [],
+        "history": None,
         "k_core": 0,
         "duplicates": "keep",
     }
@@ -846,7 +913,7 @@ def test_missing_sequences_are_looked_for(tmp_path, monkeypatch):
     with pytest.raises(MissingData) as caught:
         reader.files()
     assert f"no {tmp_path}/public/{tmp_path.name}/s.txt and no {tmp_path}/s.txt;" in str(caught.value)
-    assert reader.options() == {"reader": "sequences", "version": 1, "k_core": 0, "duplicates": "keep"}
+    assert reader.options() == {"reader": "sequences", "version": 2, "k_core": 0, "duplicates": "keep"}
 
 
 # The published files ----------------------------------------------------------------------------------------

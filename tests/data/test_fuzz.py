@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Callable[..., object], dict, Files]] = {
         Table,
         {
             "path": "x.csv",
-            "columns": {"user": "u", "item": "i", "time": "t", "value": "v"},
+            "columns": {"user": "u", "item": "i", "time": "t", "value": "v", "label": "l"},
             "time_unit": "s",
             "header": True,
             "separator": None,
@@ -128,11 +128,12 @@ CASES: dict[str, tuple[Callable[..., object], dict, Files]] = {
             "user_features": [],
             "item_features": ["g"],
             "event_features": [],
+            "history": {"columns": ["h"], "separator": "|", "padding": "0"},
             "users": {"path": None, "id": None},
             "items": {"path": None, "id": None},
             "multi": None,
         },
-        {"x.csv": lines('{u},"a ""{i}""",{t},1.5,g{i}', head="u,i,t,v,g\n")},
+        {"x.csv": lines('{u},"a ""{i}""",{t},1.5,g{i},1,0|{i}|9', head="u,i,t,v,g,l,h\n")},
     ),
 }
 
@@ -160,6 +161,7 @@ def read(case: str, files: Files) -> InteractionLog:
 def sound(log: InteractionLog) -> bool:
     """Whether the columns of a log hold what `InteractionLog` promises."""
     order = np.lexsort((log.times, log.users))
+    met = log.items if log.past_items is None else np.concatenate([log.items, log.past_items])
     return bool(
         len(log) > 0
         and (order == np.arange(len(log))).all()
@@ -167,7 +169,8 @@ def sound(log: InteractionLog) -> bool:
         and log.users.min() >= 1
         and log.items.min() >= 1
         and np.bincount(log.users)[1:].min() > 0
-        and np.bincount(log.items)[1:].min() > 0
+        and np.bincount(met)[1:].min() > 0
+        and (log.labels is None or set(log.labels.tolist()) <= {0, 1})
         and (log.user_ids[1:] != "").all()
         and (log.item_ids[1:] != "").all()
         and not np.isinf(log.values).any()

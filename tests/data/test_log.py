@@ -180,7 +180,7 @@ def test_lists_of_categories_survive(lists):
 
 def test_columns_taken_apart_and_put_together():
     log = build([(1, 1, 1), (2, 2, 2)], item_features={"a/b": ([1], ["x"]), "c": ([1], ["y"])})
-    again = InteractionLog.from_columns(log.name, log.columns(), log.fingerprint)
+    again = InteractionLog.from_columns(log.name, log.columns(), dated=log.dated, fingerprint=log.fingerprint)
     assert list(again.item_features) == ["a/b", "c"]
     assert all(again.columns()[key] is column for key, column in log.columns().items())
     assert again.item_titles is None

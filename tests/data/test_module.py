@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from hydrec.batch import PAD, EvalCandidates, SequenceBatch
-from hydrec.data import module
+from hydrec.data import feeds, module
+from hydrec.data.feeds import histories
 from hydrec.data.log import InteractionLog
 from hydrec.data.module import InOrder, LogData, Shuffled
-from hydrec.data.protocols import LeaveOneOut, ReleasedWindows, SlidingWindow
+from hydrec.data.protocols import GlobalTime, LeaveOneOut, ReleasedWindows, Samples, SlidingWindow
 from hydrec.errors import InputError, MissingData
 from hydrec.metrics import RankMetrics
 
@@ -76,7 +79,9 @@ def make(folder):
             "reader": Toy(),
             "download": [],
             "stand_in": False,
+            "fields": {},
             "protocol": protocol or loo(),
+            "samples": "prefixes",
             "batch_size": 100,
             "eval_batch_size": 7,
             "cache": str(folder),
@@ -111,7 +116,11 @@ def released(**changes) -> ReleasedWindows:
     return ReleasedWindows(**(SHARED | given | changes))
 
 
-PROTOCOLS = [loo, sliding, released]
+def global_time(**changes) -> GlobalTime:
+    return GlobalTime(**(SHARED | {"window": 5, "valid": 0.1, "test": 0.1, "targets": "first"} | changes))
+
+
+PROTOCOLS = [loo, sliding, released, global_time]
 
 
 def equal(one: SequenceBatch, other: SequenceBatch) -> bool:
@@ -126,7 +135,7 @@ def test_gather_equals_a_slow_loop(make, protocol):
     data = make(protocol())
     log, samples = data.log, data.split.train
     indices = np.random.default_rng(0).integers(0, len(samples), 50)
-    batch = data.gather(samples, indices)
+    batch = data.feed.gather(samples, indices)
     assert batch.items.shape == (50, 5) and batch.targets.shape == (50, 1)
     for b, index in enumerate(indices):
         first, last, target = samples.first[index], samples.last[index], samples.target[index]
@@ -144,7 +153,7 @@ def test_gather_equals_a_slow_loop(make, protocol):
 
 def test_gather_of_nothing_is_a_batch_of_nothing(make):
     data = make()
-    assert [column.shape[0] for column in data.gather(data.split.test, np.zeros(0, np.int64))] == [0] * 8
+    assert [column.shape[0] for column in data.feed.gather(data.split.test, np.zeros(0, np.int64))] == [0] * 8
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -178,13 +187,148 @@ def test_batches_keep_their_types_through_lightning(make):
     assert apply_to_collection(EvalCandidates(None, None), torch.Tensor, torch.clone) == (None, None)
 
 
+# Histories --------------------------------------------------------------------------------------------------
+
+
+def slow_histories(samples: Samples, window: int) -> list[list[int]]:
+    """Runs of rows that samples join, cut from their newest end, one row at a time."""
+    edges = {r for a, b in zip(samples.first, samples.target, strict=True) for r in range(a, b)}
+    found = []
+    for end in sorted({r + 1 for r in edges} - edges):
+        start = end
+        while start - 1 in edges:
+            start -= 1
+        while end > start:
+            found.append([max(start, end - window), end, end])
+            end -= window
+    return sorted(found)
+
+
+def pointers(samples: Samples) -> list[list[int]]:
+    return np.stack([samples.first, samples.last, samples.target], 1).tolist()
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 100])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_histories_equal_a_slow_loop(make, protocol, window):
+    data = make(protocol())
+    found = histories(data.split.train, window, len(data.log))
+    assert pointers(found) == slow_histories(data.split.train, window)
+    assert (np.diff(found.target) > 0).all()
+    assert {column.dtype for column in vars(found).values()} == {np.dtype(np.int64)}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=12),
+    st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=100)
+def test_every_event_of_a_run_but_the_first_is_a_target_once(pairs, window):
+    first, length = np.array(sorted(dict(pairs).items())).T
+    samples = Samples(first, first + length, first + length)
+    found = histories(samples, window, 60)
+    assert pointers(found) == slow_histories(samples, window)
+    sizes = found.last - found.first
+    assert sizes.min() >= 1 and sizes.max() <= window
+    targets = [row for a, b in zip(found.first, found.target, strict=True) for row in range(a + 1, b + 1)]
+    assert len(set(targets)) == len(targets)
+    assert set(targets) == {r + 1 for a, b in zip(first, samples.target, strict=True) for r in range(a, b)}
+    # a piece with fewer targets than the window is the oldest of its run
+    starts = set(found.first[sizes < window].tolist())
+    assert not starts & set(found.target.tolist())
+
+
+@pytest.mark.parametrize("protocol", [loo, global_time])
+def test_histories_train_the_targets_of_the_prefixes(make, protocol):
+    prefixes, data = make(protocol()), make(protocol(), samples="histories")
+    batches = list(data.train_dataloader())
+    asked = torch.cat([batch.targets[batch.targets != PAD] for batch in batches])
+    rows = torch.cat([target_rows(batch) for batch in batches])
+    assert rows.sort().values.tolist() == prefixes.split.train.target.tolist()
+    assert asked.tolist() == data.log.items[rows].tolist()
+    assert all(map(torch.equal, data.catalog[2:], prefixes.catalog[2:]))
+
+
+def target_rows(batch: SequenceBatch) -> torch.Tensor:
+    """Log rows of the supervised positions of a batch."""
+    place = torch.arange(batch.targets.shape[1])
+    rows = batch.rows[:, None] - (batch.lengths[:, None] - 1) + place
+    return rows[place < batch.lengths[:, None]]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_histories_stay_among_what_trains(make, protocol):
+    """The inner events of a window become targets; nothing that no training sample has does."""
+    data = make(protocol(), samples="histories")
+    asked = torch.cat([target_rows(batch) for batch in data.train_dataloader()])
+    train = data.split.train
+    touched = {r for a, b in zip(train.first, train.target, strict=True) for r in range(a, b + 1)}
+    assert set(train.target.tolist()) <= set(asked.tolist()) <= touched
+    assert (len(asked) > len(train)) == (protocol in (sliding, released))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("samples", "ahead"), [("histories", 1), ("cloze", 0)])
+def test_a_batch_with_a_target_at_each_position_equals_a_slow_loop(make, protocol, samples, ahead):
+    data = make(protocol(), samples=samples, batch_size=9)
+    log = data.log
+    for batch in data.train_dataloader():
+        width = int(batch.lengths.max())
+        shapes = {tuple(column.shape) for column in (batch.items, batch.targets, batch.target_times)}
+        assert shapes == {(len(batch.rows), width)} and width <= 5
+        for b, (last, n) in enumerate(zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)):
+            start, padding = last - n + 1 - ahead, [0] * (width - n)
+            there, asked = slice(start, start + n), slice(start + ahead, start + ahead + n)
+            assert log.users[start] == log.users[last] == batch.users[b]
+            assert batch.items[b].tolist() == log.items[there].tolist() + padding
+            assert batch.targets[b].tolist() == log.items[asked].tolist() + padding
+            assert batch.times[b].tolist() == (log.times[there] - log.times[start]).tolist() + padding
+            assert batch.target_times[b].tolist() == (log.times[asked] - log.times[start]).tolist() + padding
+            assert batch.values[b].tolist() == log.values[there].tolist() + padding
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_rows_with_gaps_have_every_event_that_trains_and_two_at_least(make, protocol):
+    data = make(protocol(), samples="cloze")
+    train, batches = data.split.train, list(data.train_dataloader())
+    last, sizes = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("rows", "lengths"))
+    rows = [range(end - n + 1, end + 1) for end, n in zip(last.tolist(), sizes.tolist(), strict=True)]
+    touched = {r for a, b in zip(train.first, train.target, strict=True) for r in range(a, b + 1)}
+    assert {row for each in rows for row in each} == touched
+    assert {len(each) for each in rows} <= {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("samples", ["prefixes", "histories", "cloze"])
+def test_a_training_batch_is_as_wide_as_its_longest_row(make, samples):
+    batches = list(make(samples=samples, batch_size=9).train_dataloader())
+    assert all(batch.items.shape[1] == batch.lengths.max() for batch in batches)
+    assert len({batch.items.shape[1] for batch in batches}) > 2
+
+
+@pytest.mark.parametrize("samples", ["histories", "cloze"])
+def test_evaluation_has_one_target_a_row_whatever_trains(make, samples):
+    loaders = [make(samples=name).test_dataloader() for name in ("prefixes", samples)]
+    assert all(equal(one[0], other[0]) for one, other in zip(*loaders, strict=True))
+
+
+def test_samples_are_named(make):
+    with pytest.raises(InputError, match=r"model\.samples=history .*did you mean histories"):
+        make(samples="history")
+    with pytest.raises(InputError, match=r"protocol\.window=1.*cloze"):
+        make(loo(window=1), samples="cloze")
+
+
 # Order and shards -------------------------------------------------------------------------------------------
 
 
+def lengths(n: int) -> np.ndarray:
+    return np.random.default_rng(n).integers(1, 20, n)
+
+
 def shuffled(
-    n: int, size: int, world: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0
+    n: int, size: int, world: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0, of=None
 ) -> list[np.ndarray]:
-    order = Shuffled(n, size, seed=seed, rank=rank, world=world)
+    order = Shuffled(lengths(n) if of is None else of, size, seed=seed, rank=rank, world=world)
     order.set_epoch(epoch)
     assert len(order) == len(list(order))
     return list(order)
@@ -220,17 +364,43 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert flat(seed=1, epoch=2) == flat(seed=1, epoch=2)
     orders = [flat(), flat(epoch=1), flat(seed=1), flat(seed=1, epoch=1), list(range(1000))]
     assert len(set(map(tuple, orders))) == 5
-    again = Shuffled(1000, 64, seed=0, rank=0, world=1)
+    again = Shuffled(lengths(1000), 64, seed=0, rank=0, world=1)
     list(again)
     assert np.concatenate(list(again)).tolist() == flat()  # iterating changes nothing
 
 
 def test_every_place_of_the_order_is_equally_likely():
-    orders = np.stack([np.concatenate(shuffled(8, 8, epoch=epoch)) for epoch in range(1600)])
+    even = np.full(8, 5)
+    orders = np.stack([np.concatenate(shuffled(8, 8, epoch=epoch, of=even)) for epoch in range(1600)])
     counts = np.stack([np.bincount(orders[:, place], minlength=8) for place in range(8)])
     assert ((counts - 200) ** 2 / 200).sum() < 49 + 5 * (
         2 * 49
     ) ** 0.5  # chi-square with 7 x 7 degrees of freedom
+
+
+def test_rows_of_a_batch_are_of_about_one_length(monkeypatch):
+    of = lengths(3000)
+    batches = shuffled(3000, 30, of=of)
+    spread = [np.ptp(of[batch]) for batch in batches]
+    assert max(spread) <= 1, "19 lengths in 100 batches"
+    means = np.array([of[batch].mean() for batch in batches])
+    assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.4, "short batches do not come first"
+    monkeypatch.setattr(module, "ORDER", 300)
+    blocks = shuffled(3000, 30, of=of)
+    assert sorted(np.concatenate(blocks)) == list(range(3000))
+    assert {len(batch) for batch in blocks} == {30}
+    even = shuffled(3000, 30, of=np.ones(3000, int))
+    for block in range(0, 100, 10):  # its rows are those of the shuffled order, whatever their lengths
+        some = slice(block, block + 10)
+        assert sorted(np.concatenate(blocks[some])) == sorted(np.concatenate(even[some]))
+
+
+def test_shares_of_a_batch_are_of_about_one_length():
+    of = lengths(3000)
+    shares = [shuffled(3000, 30, 3, rank, of=of) for rank in range(3)]
+    for parts in zip(*shares, strict=True):
+        longest = [of[part].max() for part in parts]
+        assert max(longest) - min(longest) <= 1
 
 
 class Record(pl.LightningModule):
@@ -270,11 +440,12 @@ def test_lightning_goes_through_the_epochs_and_resumes_between_them(make, tmp_pa
     pl.Trainer(max_epochs=3, **settings, enable_checkpointing=False).fit(
         Record(halves), make(), ckpt_path=tmp_path / "one.ckpt"
     )
-    order = Shuffled(len(data.split.train), 100, seed=0, rank=0, world=1)
+    train = data.split.train
+    order = Shuffled(train.last - train.first, 100, seed=0, rank=0, world=1)
     expected = []
     for epoch in range(3):
         order.set_epoch(epoch)
-        expected.append([int(data.split.train.target[k]) for batch in order for k in batch])
+        expected.append([int(train.target[k]) for batch in order for k in batch])
     assert whole == halves == expected
 
 
@@ -349,18 +520,18 @@ def test_lists_have_only_what_competes(make, protocol, exclude, exponent):
 def test_lists_depend_on_their_row_alone(make, monkeypatch):
     protocol = loo(candidates="sampled")
     data = make(protocol)
-    monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr(feeds, "BLOCK", 3)
     blocks = make(protocol, seed=5, eval_batch_size=3)
     for part in ("valid", "test"):
-        assert np.array_equal(data._lists[part], blocks._lists[part])
+        assert np.array_equal(data.feed.lists[part], blocks.feed.lists[part])
     assert data.describe()["candidate_lists"] == blocks.describe()["candidate_lists"]
     other = make(loo(candidates="sampled", sampled=RULE | {"seed": 64}))
-    assert not np.array_equal(data._lists["test"], other._lists["test"])
+    assert not np.array_equal(data.feed.lists["test"], other.feed.lists["test"])
     digest = [d.describe()["candidate_lists"]["test"]["digest"] for d in (data, other)]
     assert digest[0] != digest[1]
     # The last sample of each user is tested under both protocols that have its row: the lists are the same.
     wide = make(loo(candidates="sampled", window=3))
-    assert np.array_equal(wide._lists["test"], data._lists["test"])
+    assert np.array_equal(wide.feed.lists["test"], data.feed.lists["test"])
 
 
 def test_short_lists_are_counted(make):
@@ -404,6 +575,7 @@ def test_the_catalogue_knows_the_training_part_only(make, protocol):
         and catalog.times.tolist() == log.times[rows].tolist()
     )
     assert catalog.items.tolist() == log.items[rows].tolist()
+    np.testing.assert_array_equal(catalog.values.numpy(), log.values[rows])
     counts = [0] * 26
     for target in train.target:
         counts[log.items[target]] += 1
@@ -462,7 +634,9 @@ def real(folder, name: str, file: str, protocol) -> LogData:
         reader=Reader(),
         download=[],
         stand_in=False,
+        fields={},
         protocol=protocol,
+        samples="prefixes",
         batch_size=1024,
         eval_batch_size=512,
         cache=str(folder),

@@ -420,7 +420,8 @@ def accuracy(config, log, seed, epochs=20):
     train, test = windows(log)
     nothing = torch.zeros(0, dtype=torch.long)
     catalog = Catalog(
-        log.n_users, log.n_items, nothing, nothing, nothing, torch.zeros(log.n_items + 1).long()
+        *(log.n_users, log.n_items, nothing, nothing, nothing, nothing.float()),
+        torch.zeros(log.n_items + 1).long(),
     )
     net = instantiate(config | {"dim": 16, "head_dim": 16})(catalog)
     optimiser = torch.optim.Adam(net.parameters(), lr=0.005)

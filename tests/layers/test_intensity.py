@@ -14,7 +14,7 @@ B, T = 40, 9
 
 
 def reference(mode: str, history: np.ndarray) -> np.ndarray:
-    """The formulas of the paper for one history without padding."""
+    """The formulas for one history without padding."""
     w = np.array([x if x > 0 else 0.0 for x in history.astype(np.float64)])  # NaN > 0 is false
     if mode == "log1p_minmax":
         most = max(math.log(1 + x) for x in w)
@@ -26,6 +26,10 @@ def reference(mode: str, history: np.ndarray) -> np.ndarray:
         mean = sum(w) / len(w)
         std = math.sqrt(sum((x - mean) ** 2 for x in w) / len(w))
         return (w - mean) / std if max(w) > min(w) else 0 * w
+    if mode == "rank":
+        places = sorted(w)
+        first, last = np.array([places.index(x) for x in w]), [len(w) - places[::-1].index(x) for x in w]
+        return (first + 1 + last) / 2 / len(w)
     return w
 
 
@@ -81,6 +85,9 @@ def test_a_position_knows_nothing_of_later_ones(mode, histories):
         ("zscore", [1e4 + 0.1] * 3, [0, 0, 0]),
         ("zscore", [7], [0]),
         ("none", [math.nan, -3, 7.5], [0, 0, 7.5]),
+        ("rank", [0.1, 0.1, 0.1], [2 / 3, 2 / 3, 2 / 3]),
+        ("rank", [math.nan, -3, 7.5], [0.5, 0.5, 1]),
+        ("rank", [7], [1]),
     ],
 )
 def test_histories_without_differences(mode, history, expected):

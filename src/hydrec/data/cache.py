@@ -101,7 +101,9 @@ def _read(entry: Path, name: str) -> InteractionLog:
             if _state(entry / file) != written:
                 raise _Corrupt(f"{file} is damaged")
             columns[column] = np.asarray(np.load(entry / file, mmap_mode="r"))
-        return InteractionLog.from_columns(name, columns, meta["fingerprint"])
+        return InteractionLog.from_columns(
+            name, columns, dated=meta["dated"], fingerprint=meta["fingerprint"]
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Corrupt(error) from error
 
@@ -117,7 +119,7 @@ def _write(log: InteractionLog, entry: Path, name: str) -> InteractionLog:
             np.save(path, column)
             columns[key] = [path.name, *_state(path)]
         (draft / "meta.json").write_text(
-            json.dumps({"fingerprint": log.fingerprint, "columns": columns}, indent=1)
+            json.dumps({"fingerprint": log.fingerprint, "dated": log.dated, "columns": columns}, indent=1)
         )
         mapped = _read(draft, name)
         try:

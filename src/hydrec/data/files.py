@@ -19,11 +19,13 @@ from hydrec.data.log import InteractionLog
 from hydrec.data.rows import JOINED, KEY, MEND, Parquet, Text
 from hydrec.errors import InputError, MissingData, one_of
 
-VERSION = 1  # to be raised when the same files and options give another log
+VERSION = 2  # to be raised when the same files and options give another log
 
-EVENT = ("user", "item", "time", "value")
+EVENT = ("user", "item", "time", "value", "label")
 ROLES = (*EVENT, "title")
-OPTIONAL = ("columns.time", "columns.value", "columns.title")
+OPTIONAL = ("columns.time", "columns.value", "columns.label", "columns.title")
+HISTORY = ("columns", "separator", "padding")
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 ATOMIC = ("inter", "item", "user")  # what RecBole's files end on
@@ -126,6 +128,7 @@ class Plan:
     time_unit: str
     missing: str
     event_features: list[Any]
+    history: dict[str, Any] | None
     k_core: int
     duplicates: str
 
@@ -140,6 +143,13 @@ class Plan:
                 raise InputError(f"{KEY}.columns.{role}=null: must be the name of a column")
         self.columns = {role: given.get(role) for role in ROLES}
         self.event_features = [str(name) for name in self.event_features]
+        if self.history is not None:
+            for key in self.history:
+                one_of(f"{KEY}.history", key, HISTORY)
+            if not self.history.get("columns"):
+                raise InputError(f"{KEY}.history.columns: name the columns, or set history to null")
+            self.history = {key: self.history.get(key) for key in HISTORY}
+            self.history["columns"] = [str(name) for name in self.history["columns"]]
 
     def log(
         self, name: str, events: Source, users: Side, items: Side, between: Mapping[str, str]
@@ -159,6 +169,8 @@ class Plan:
         for role in EVENT:
             events.expect(f"columns.{role}", self.columns[role])
         events.expect("event_features", *self.event_features)
+        if self.history is not None:
+            events.expect("history.columns", *self.history["columns"])
         frame = self._events(name, events)
         user_features, _ = users.read()
         item_features, titles = items.read()
@@ -166,8 +178,10 @@ class Plan:
             name=name,
             users=frame["user"],
             items=frame["item"],
-            times=frame["time"],
+            times=frame.get_column("time", default=None),
             values=frame.get_column("value", default=None),
+            labels=frame.get_column("label", default=None),
+            past=self._past(frame),
             k_core=self.k_core,
             duplicates=self.duplicates,
             item_titles=titles,
@@ -180,10 +194,22 @@ class Plan:
             where=lambda row: events.rows.place(frame["line"][row]),
         )
 
+    def _past(self, frame: pl.DataFrame) -> tuple[pl.Series, pl.Series] | None:
+        """The ids in all events' own histories, and how many each has."""
+        if self.history is None:
+            return None
+        cells = [pl.col(f"history {name}").cast(pl.String) for name in self.history["columns"]]
+        split = [cell.str.split(self.history["separator"] or JOINED) for cell in cells]
+        lists = frame.select(pl.concat_list(each.fill_null([]) for each in split)).to_series()
+        nothing = ["", str(self.history["padding"])]
+        lists = lists.list.eval(pl.element().filter(~pl.element().is_in(nothing)))
+        return _ids(lists.explode(empty_as_null=False)), lists.list.len()
+
     def _events(self, name: str, source: Source) -> pl.DataFrame:
         """Reads events whose order is also right within a second, which is as fine as a log is."""
         roles = {role: column for role in EVENT if (column := self.columns[role]) is not None}
         columns = roles | {f"feature {feature}": feature for feature in self.event_features}
+        columns |= {f"history {name}": name for name in (self.history or {}).get("columns", ())}
         needed = [role for role in roles if role != "value"]
         parts, dropped = [], 0
         for frame in source.frames(columns):
@@ -209,7 +235,7 @@ class Plan:
                 f"{KEY}.where: no row of {source.rows.path} has {asked}; its first has {first!r:.60}"
             )
         if "time" not in roles:
-            return events.with_columns(time=pl.int_range(pl.len()))
+            return events
         if len(events) and not (events["time"] >= EARLY).any():
             last = datetime.fromtimestamp(events["time"].to_numpy().max() / SECOND, UTC).date()
             logger.warning(
@@ -228,6 +254,8 @@ def _parsed(role: str, column: pl.Series, unit: str) -> pl.Series:
     if role == "value":
         number = column.cast(pl.Float32, strict=False)
         return number.set(number.is_infinite(), None).set(column.is_null(), float("nan"))
+    if role == "label":
+        return column.cast(pl.String).str.to_lowercase().replace_strict(LABELS, default=None)
     return _ids(column)
 
 
@@ -273,6 +301,8 @@ def _complaint(role: str, cell: Any, unit: str) -> str:
         return f"no {role}; {MEND}, or set {KEY}.missing=drop"
     if role == "value":
         return f"value {shown} is not a finite number; {MEND}"
+    if role == "label":
+        return f"label {shown} is neither 0 nor 1; {MEND}"
     if role != "time":
         return f"{role} {shown} is neither text nor a whole number; {MEND}"
     if unit == "date" or isinstance(cell, date):
@@ -303,7 +333,8 @@ class Table:
         path: the file of events.
         root: where to look second.
         columns: role -> name of its column: ``user``, ``item`` and, where there are any, ``time``, ``value``
-            (intensity) and ``title`` (of the item). Without time, the order of the file stands for it.
+            (intensity), ``label`` (0 or 1, whether the item shown was clicked) and ``title`` (of the item).
+            Without time, the order of the file stands for it.
         time_unit: ``s``, ``ms``, ``us`` or ``ns`` since 1970 began, or ``date`` for ISO 8601, UTC unless it
             says otherwise; dates and times of Parquet need none. The log has seconds, but events within one
             are in order.
@@ -315,6 +346,9 @@ class Table:
         user_features: columns that describe users; of one user, all values that there are must be the same.
         item_features: columns that describe items, likewise.
         event_features: columns that describe events.
+        history: where each row brings its own history, the ``columns`` it is in, oldest first, each with one
+            item or with several, between which is ``separator``; lists of Parquet need none. ``padding``
+            stands for no item. None where a user's rows before are the history.
         users: ``path`` of another file that has user_features, and its column ``id``; each may be None.
         items: ``path`` of another file that has item_features and title, and its column ``id``, likewise.
         multi: feature -> what is between its values, if it has several. Lists of Parquet need none.
@@ -341,6 +375,7 @@ class Table:
         user_features: list[Any],
         item_features: list[Any],
         event_features: list[Any],
+        history: dict[str, Any] | None,
         users: dict[str, Any] | None,
         items: dict[str, Any] | None,
         multi: dict[Any, str] | None,
@@ -353,6 +388,7 @@ class Table:
             time_unit=time_unit,
             missing=missing,
             event_features=event_features,
+            history=history,
             k_core=k_core,
             duplicates=duplicates,
         )
@@ -460,8 +496,8 @@ class Atomic:
         folder: where they are, called NAME; looked for in ``$HYDREC_DATA``, then in ``root``.
         root: where to look second.
         columns: role -> name, without type, of its column: ``user``, ``item`` and, where there are any,
-            ``time``, ``value`` (intensity) and ``title`` (in NAME.item). Without time, the order of the file
-            stands for it.
+            ``time``, ``value`` (intensity), ``label`` (0 or 1) and ``title`` (in NAME.item). Without
+            time, the order of the file stands for it.
         time_unit: as in `Table`; RecBole has ``s``.
         missing: what to do about rows without user, item or time: ``error`` or ``drop``.
         event_features: columns of NAME.inter, of any type.
@@ -491,6 +527,7 @@ class Atomic:
             time_unit=time_unit,
             missing=missing,
             event_features=event_features,
+            history=None,
             k_core=k_core,
             duplicates=duplicates,
         )
@@ -631,12 +668,11 @@ class Sequences:
                 f"{path}:{line}: user {user} has an earlier line, which is for lines of one item; {MEND},"
                 " or use dataset=table if these are columns"
             )
-        events = lines.explode("items").with_columns(time=pl.int_range(pl.len()).over("user"))
+        events = lines.explode("items")
         return InteractionLog.build(
             name=self.name,
             users=events["user"],
             items=events["items"],
-            times=events["time"],
             k_core=self.k_core,
             duplicates=self.duplicates,
             where=lambda row: f"{path}:{events['line'][row]}",

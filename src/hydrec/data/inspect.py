@@ -202,7 +202,7 @@ def _histories(data: LogData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     train, width = data.split.train, data.protocol.window
     step = max(BLOCK // width, 1)
     for start in range(0, len(train), step):
-        batch = data.gather(train, np.arange(start, min(start + step, len(train))))
+        batch = data.feed.gather(train, np.arange(start, min(start + step, len(train))))
         yield batch.values, filled(batch.lengths, width)
 
 

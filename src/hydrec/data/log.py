@@ -15,7 +15,10 @@ import polars as pl
 from hydrec.errors import InputError
 
 DUPLICATES = ("keep", "first", "last", "error")
-COLUMNS = ("users", "items", "times", "values", "offsets", "user_ids", "item_ids", "item_titles")
+COLUMNS = (
+    *("users", "items", "times", "values", "labels", "offsets", "past_items", "past_offsets"),
+    *("user_ids", "item_ids", "item_titles"),
+)
 FEATURES = ("item_features", "user_features", "event_features")
 PARTS = ("vocabulary", "codes", "offsets")
 
@@ -92,15 +95,19 @@ class InteractionLog:
     Attributes:
         name: what tables call the data.
         users, items: (N,) int32, 1..U and 1..V.
-        times: (N,) int64 seconds.
+        times: (N,) int64 seconds; if not ``dated``, the row's position in its user's history, from 0.
         values: (N,) float32 intensity (rating, hours), NaN where absent.
+        labels: (N,) int8, whether the item shown was clicked, or None where each row is an interaction.
         offsets: (U + 2,) int64; user u has the rows ``offsets[u]:offsets[u + 1]``, user 0 has none.
+        past_items, past_offsets: int32 and (N + 1,) int64; row i brings its own history, the items
+            ``past_items[past_offsets[i]:past_offsets[i + 1]]``, oldest first. None where rows before are it.
         user_ids, item_ids: (U + 1,) and (V + 1,) str, the raw ids; "" at 0. Ids follow the sorted raw ids
             (as numbers if all are integers), so they do not depend on the order of the rows.
         item_titles: (V + 1,) str, "" where unknown, or None where the data has none.
         item_features, user_features: rows are ids 0..V and 0..U.
         event_features: rows are the log's.
-        fingerprint: sha256 of everything above but the name.
+        dated: whether times are times; else they order a user's events and say nothing of others'.
+        fingerprint: sha256 of everything above but the name and ``dated``.
     """
 
     name: str
@@ -108,13 +115,17 @@ class InteractionLog:
     items: np.ndarray
     times: np.ndarray
     values: np.ndarray
+    labels: np.ndarray | None
     offsets: np.ndarray
+    past_items: np.ndarray | None
+    past_offsets: np.ndarray | None
     user_ids: np.ndarray
     item_ids: np.ndarray
     item_titles: np.ndarray | None
     item_features: dict[str, Feature]
     user_features: dict[str, Feature]
     event_features: dict[str, Feature]
+    dated: bool
     fingerprint: str
 
     def __len__(self) -> int:
@@ -143,8 +154,10 @@ class InteractionLog:
         name: str,
         users: Any,
         items: Any,
-        times: Any,
+        times: Any = None,
         values: Any = None,
+        labels: Any = None,
+        past: tuple[Any, Any] | None = None,
         k_core: int = 0,
         duplicates: str = "keep",
         item_titles: Table | None = None,
@@ -159,8 +172,11 @@ class InteractionLog:
             name: what tables call the data.
             users: raw ids, int or str, one per event.
             items: raw ids, int or str, one per event.
-            times: int64 seconds, one per event.
+            times: int64 seconds, one per event, or None where the order of events stands for them.
             values: intensity, one per event, or None.
+            labels: 0 or 1, one per event, or None.
+            past: for events that bring their own history: raw ids of items, oldest first, those of one event
+                after those of another, and how many each event has; or None.
             k_core: every user and every item left has at least this many events; 0 and 1 drop nothing.
             duplicates: of the events of one user with one item ``keep`` all, the ``first`` or the ``last``
                 by (time, row); ``error`` refuses them.
@@ -172,7 +188,8 @@ class InteractionLog:
             where: says where the event of a given position came from, for messages.
 
         Raises:
-            InputError: a bad ``k_core`` or ``duplicates``, duplicates that are refused, or no event left.
+            InputError: a bad ``k_core`` or ``duplicates``, duplicates that are refused, or no event left;
+                a ``k_core`` of events with their own history.
         """
         if duplicates not in DUPLICATES:
             raise InputError(f"dataset.reader.duplicates={duplicates}: use one of {', '.join(DUPLICATES)}")
@@ -181,13 +198,23 @@ class InteractionLog:
         if len(users) == 0:
             raise InputError(f"{name}: the raw files hold no events; get them again")
 
+        if past is not None and k_core > 1:
+            raise InputError(f"dataset.reader.k_core={k_core}: rows that bring their history need 0")
+
         user_ids, user = _factorise(users)
+        items, past_offsets = pl.Series(items), None
+        if past is not None:  # an item may occur in histories alone
+            past_offsets = np.concatenate([[0], np.cumsum(past[1], dtype=np.int64)])
+            both = [items, pl.Series(past[0])]
+            kind = items.dtype if both[1].dtype == items.dtype else pl.String
+            items = pl.concat([each.cast(kind) for each in both])
         item_ids, item = _factorise(items)
+        item, past_items = item[: len(user)], item[len(user) :]
         pair = user.astype(np.int64) * (len(item_ids) + 1) + item
         if duplicates == "error":
             _refuse_repeats(pair, where)
 
-        time = np.asarray(times, np.int64)
+        time = np.arange(len(user)) if times is None else np.asarray(times, np.int64)
         value = np.full(len(user), np.nan, np.float32) if values is None else np.asarray(values, np.float32)
         by = pl.DataFrame({"user": user, "time": time})
         rows = by.select(pl.arg_sort_by("user", "time", maintain_order=True)).to_series().to_numpy()
@@ -202,15 +229,23 @@ class InteractionLog:
                 f" {len(item_ids)} items and {len(user)} events; use a lower k_core"
             )
 
+        if past_offsets is not None:
+            place, past_offsets = gathered(past_offsets, rows)
+            past_items = past_items[place]
         user_ids, user = _compact(user_ids, user[rows])
-        item_ids, item = _compact(item_ids, item[rows])
+        item_ids, item = _compact(item_ids, np.concatenate([item[rows], past_items]))
+        item, past_items = item[: len(rows)], item[len(rows) :]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(user_ids) + 1))])
         log = cls(
             name=name,
             users=user,
             items=item,
-            times=time[rows],
+            times=np.arange(len(rows)) - offsets[user] if times is None else time[rows],
             values=value[rows],
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(user_ids) + 1))]),
+            labels=None if labels is None else np.asarray(labels, np.int8)[rows],
+            past_items=None if past_offsets is None else past_items,
+            past_offsets=past_offsets,
+            offsets=offsets,
             user_ids=_named(user_ids),
             item_ids=_named(item_ids),
             item_titles=None if item_titles is None else _named(_lookup(item_ids, item_titles).fill_null("")),
@@ -219,9 +254,22 @@ class InteractionLog:
             event_features={
                 key: Feature.of(pl.Series(each)[rows]) for key, each in (event_features or {}).items()
             },
+            dated=times is not None,
             fingerprint="",
         )
         return replace(log, fingerprint=_digest(log))
+
+    def need_dates(self, key: str) -> None:
+        """Stops what makes no sense without times.
+
+        Raises:
+            InputError: times are positions; names the configuration key that asks for more.
+        """
+        if not self.dated:
+            raise InputError(
+                f"{key}: {self.name} has no times, only each user's order of events; choose what needs none,"
+                " as protocol=leave_one_out or click_last"
+            )
 
     def columns(self) -> dict[str, np.ndarray]:
         """Returns every array under a name like ``item_features/genres/codes``, in a fixed order."""
@@ -232,7 +280,9 @@ class InteractionLog:
         return found
 
     @classmethod
-    def from_columns(cls, name: str, columns: dict[str, np.ndarray], fingerprint: str) -> "InteractionLog":
+    def from_columns(
+        cls, name: str, columns: dict[str, np.ndarray], *, dated: bool, fingerprint: str
+    ) -> "InteractionLog":
         """Puts together again what ``columns`` took apart."""
         arrays: dict[str, Any] = {column: columns.get(column) for column in COLUMNS}
         for group in FEATURES:
@@ -244,7 +294,20 @@ class InteractionLog:
             arrays[group] = {
                 key: Feature(**{part: columns[f"{group}/{key}/{part}"] for part in PARTS}) for key in names
             }
-        return cls(name=name, fingerprint=fingerprint, **arrays)
+        return cls(name=name, dated=dated, fingerprint=fingerprint, **arrays)
+
+
+def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Owner and place of each element of rows of ``counts`` elements: [2, 1] -> [0, 0, 1], [0, 1, 0]."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def gathered(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the elements of some rows, row i having ``offsets[i]:offsets[i + 1]``, and new offsets."""
+    counts = np.diff(offsets)[rows]
+    owner, place = ragged(counts)
+    return offsets[rows][owner] + place, np.concatenate([[0], counts.cumsum()])
 
 
 def _factorise(raw: Any) -> tuple[pl.Series, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hydrec.batch import PAD
-from hydrec.data.log import Feature, InteractionLog
+from hydrec.data.log import Feature, InteractionLog, gathered, ragged
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.metrics import RankMetrics
 from hydrec.sampling import hash64
@@ -93,7 +93,7 @@ class ListRule:
         at_least("protocol.sampled.count", self.count, 1)
         at_least("protocol.sampled.seed", self.seed, 0)
         one_of("protocol.sampled.exclude", self.exclude, EXCLUDE)
-        _flag("sampled.replace", self.replace)
+        flag("sampled.replace", self.replace)
 
 
 class Protocol(ABC):
@@ -139,7 +139,7 @@ class Protocol(ABC):
     ) -> None:
         self.window = at_least("protocol.window", window, 1)
         self.candidates = one_of("protocol.candidates", candidates, CANDIDATES)
-        self.mask_history = _flag("mask_history", mask_history)
+        self.mask_history = flag("mask_history", mask_history)
         self.cold = one_of("protocol.cold", cold, ("keep", "drop"))
         self.shuffle_ties = shuffle_ties
         if shuffle_ties is not None:
@@ -153,8 +153,13 @@ class Protocol(ABC):
         Raises:
             InputError: a part would be empty.
         """
+        if log.labels is not None:
+            raise InputError(
+                f"protocol={self.name}: the rows of {log.name} have labels, so not all are interactions; use"
+                " a protocol of clicks, or read clicks only (dataset.reader.where) and no label"
+            )
         if self.shuffle_ties is not None:
-            log = _selected(log, _tied_by_chance(log, self.shuffle_ties))
+            log = selected(log, tied_by_chance(log, self.shuffle_ties))
         split = self.split(log)
         if self.cold == "drop":
             split = _without_cold(split)
@@ -227,7 +232,7 @@ class SlidingWindow(Protocol):
         super().__init__(window=window, **shared)
         self.stride = at_least("protocol.stride", stride, 1)
         self.scope = one_of("protocol.scope", scope, ("global", "user"))
-        self.valid, self.test = _share("valid", valid), _share("test", test)
+        self.valid, self.test = share("valid", valid), share("test", test)
 
     def rule(self) -> dict[str, Any]:
         """Stride, scope and shares."""
@@ -235,6 +240,8 @@ class SlidingWindow(Protocol):
 
     def split(self, log: InteractionLog) -> Split:
         """Splits a log by target time."""
+        if self.scope == "global":
+            log.need_dates("protocol.scope=global")
         sizes = np.diff(log.offsets)
         samples = _windows(log, self.window, self.stride, (sizes - self.window - 1) // self.stride + 1)
         time = log.times[samples.target]
@@ -303,9 +310,9 @@ class ReleasedWindows(Protocol):
     ) -> None:
         super().__init__(window=window, **shared)
         self.seed = at_least("protocol.seed", seed, 0)
-        self.valid, self.test = _share("valid", valid), _share("test", test)
+        self.valid, self.test = share("valid", valid), share("test", test)
         self.order = one_of("protocol.order", order, ("numeric", "string"))
-        self.validation_in_train = _flag("validation_in_train", validation_in_train)
+        self.validation_in_train = flag("validation_in_train", validation_in_train)
 
     def rule(self) -> dict[str, Any]:
         """Permutation seed, shares, order of events, and whether validation trains."""
@@ -325,7 +332,7 @@ class ReleasedWindows(Protocol):
         sizes = np.diff(log.offsets)
         counts = sizes // (self.window + 1)
         reached = np.where(counts > 0, counts + self.window, 0)
-        log = _selected(log, rows[ragged(sizes)[1] < reached[log.users]])
+        log = selected(log, rows[ragged(sizes)[1] < reached[log.users]])
         samples = _windows(log, self.window, 1, counts)
         shuffled = np.random.RandomState(self.seed).permutation(len(samples))
         tested = len(samples) * self.test.numerator // self.test.denominator
@@ -365,10 +372,10 @@ class LeaveOneOut(Protocol):
         """Splits a log by each user's last events."""
         sizes = np.diff(log.offsets)
         last = log.offsets[1:][sizes >= 3] - 1
-        trains = _later(log)
+        trains = later_rows(log)
         trains[last] = trains[last - 1] = False
         train, valid, test = (
-            _latest_history(log, target, self.window) for target in (np.flatnonzero(trains), last - 1, last)
+            latest_history(log, target, self.window) for target in (np.flatnonzero(trains), last - 1, last)
         )
         return Split(
             log,
@@ -404,9 +411,7 @@ class GlobalTime(Protocol):
 
     def __init__(self, *, valid: float, test: float, targets: str, **shared: Any) -> None:
         super().__init__(**shared)
-        self.valid, self.test = _share("valid", valid), _share("test", test)
-        if self.valid + self.test >= 1:
-            raise InputError(f"protocol.valid={valid} and protocol.test={test} leave nothing to train on")
+        self.valid, self.test = shares(valid, test)
         self.targets = one_of("protocol.targets", targets, ("first", "all", "last"))
 
     def rule(self) -> dict[str, Any]:
@@ -415,20 +420,17 @@ class GlobalTime(Protocol):
 
     def split(self, log: InteractionLog) -> Split:
         """Splits a log at two times."""
-        shares = (self.valid + self.test, self.test)
-        early = [len(log) - len(log) * share.numerator // share.denominator for share in shares]
-        ordered = np.append(np.sort(log.times), np.iinfo(np.int64).max)
-        part = np.searchsorted(ordered[early], log.times, "right")
+        part = parts_of_times(log, self.valid, self.test)
         stay = (log.users[1:] == log.users[:-1]) & (part[1:] == part[:-1])  # with the row before
         asked = {
             "first": np.append(True, ~stay),
             "all": np.ones(len(log), bool),
             "last": np.append(~stay, True),
         }[self.targets]
-        later = _later(log)
+        later = later_rows(log)
         asked |= part == 0
         train, valid, test = (
-            _latest_history(log, np.flatnonzero(asked & later & (part == number)), self.window)
+            latest_history(log, np.flatnonzero(asked & later & (part == number)), self.window)
             for number in range(3)
         )
         return Split(
@@ -441,10 +443,16 @@ class GlobalTime(Protocol):
         )
 
 
-def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Owner and place of each element of rows of ``counts`` elements: [2, 1] -> [0, 0, 1], [0, 1, 0]."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+def parts_of_times(log: InteractionLog, valid: Fraction, test: Fraction) -> np.ndarray:
+    """(N,) part of each row, 0, 1 or 2: two cuts at quantiles of the times, rows of one time in one part.
+
+    Raises:
+        InputError: the log has no times.
+    """
+    log.need_dates("a cut in time")
+    early = [len(log) - len(log) * late.numerator // late.denominator for late in (valid + test, test)]
+    ordered = np.append(np.sort(log.times), np.iinfo(np.int64).max)
+    return np.searchsorted(ordered[early], log.times, "right")
 
 
 def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) -> Samples:
@@ -454,14 +462,14 @@ def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) 
     return Samples(first, first + window, first + window)
 
 
-def _latest_history(log: InteractionLog, target: np.ndarray, window: int) -> Samples:
+def latest_history(log: InteractionLog, target: np.ndarray, window: int) -> Samples:
     """Targets, rows in ascending order and no user's first, with the last ``window`` events before each."""
     first = target - window
     np.maximum(first, log.offsets[log.users[target]], out=first)
     return Samples(first, target, target)
 
 
-def _later(log: InteractionLog) -> np.ndarray:
+def later_rows(log: InteractionLog) -> np.ndarray:
     """(N,) whether a row is not the first of its user."""
     later = np.ones(len(log), bool)
     later[log.offsets[:-1][np.diff(log.offsets) > 0]] = False
@@ -485,17 +493,23 @@ def _without_cold(split: Split) -> Split:
     return dataclasses.replace(split, valid=kept["valid"], test=kept["test"], notes=split.notes | dropped)
 
 
-def _tied_by_chance(log: InteractionLog, seed: int) -> np.ndarray:
+def tied_by_chance(log: InteractionLog, seed: int) -> np.ndarray:
     """The rows of a log in its order but for each user's events of one time, which come in any."""
     chance = hash64(seed, "ties", torch.arange(len(log))).numpy()
     return np.lexsort((chance, log.times, log.users))
 
 
-def _selected(log: InteractionLog, rows: np.ndarray) -> InteractionLog:
+def selected(log: InteractionLog, rows: np.ndarray) -> InteractionLog:
     """A log of some rows, each user's together, and of the items that they have; users keep their numbers."""
+    past_items, past_offsets = log.past_items, log.past_offsets
     met = np.bincount(log.items[rows], minlength=log.n_items + 1) > 0
+    if past_items is not None and past_offsets is not None:
+        place, past_offsets = gathered(past_offsets, rows)
+        past_items = past_items[place]
+        met |= np.bincount(past_items, minlength=log.n_items + 1) > 0
     met[PAD] = True
-    users, items = log.users[rows], (met.cumsum(dtype=np.int32) - 1)[log.items[rows]]
+    number = met.cumsum(dtype=np.int32) - 1
+    users, items = log.users[rows], number[log.items[rows]]
     sizes = np.bincount(users, minlength=log.n_users + 1)
     return dataclasses.replace(
         log,
@@ -503,6 +517,9 @@ def _selected(log: InteractionLog, rows: np.ndarray) -> InteractionLog:
         items=items,
         times=log.times[rows],
         values=log.values[rows],
+        labels=None if log.labels is None else log.labels[rows],
+        past_items=None if past_items is None else number[past_items],
+        past_offsets=past_offsets,
         offsets=np.concatenate([[0], sizes.cumsum()]),
         item_ids=log.item_ids[met],
         item_titles=None if log.item_titles is None else log.item_titles[met],
@@ -512,10 +529,8 @@ def _selected(log: InteractionLog, rows: np.ndarray) -> InteractionLog:
 
 
 def _rows_of(feature: Feature, rows: np.ndarray) -> Feature:
-    counts = np.diff(feature.offsets)[rows]
-    owner, place = ragged(counts)
-    codes = feature.codes[feature.offsets[rows][owner] + place]
-    return Feature(feature.vocabulary, codes, np.concatenate([[0], counts.cumsum()]))
+    place, offsets = gathered(feature.offsets, rows)
+    return Feature(feature.vocabulary, feature.codes[place], offsets)
 
 
 def _list_rule(settings: Mapping[str, Any]) -> ListRule:
@@ -528,14 +543,23 @@ def _list_rule(settings: Mapping[str, Any]) -> ListRule:
     return ListRule(**settings)
 
 
-def _flag(key: str, value: Any) -> bool:
+def flag(key: str, value: Any) -> bool:
+    """The value of an option that is true or false; raises InputError where it is neither."""
     if not isinstance(value, bool):
         raise InputError(f"protocol.{key}={value}: must be true or false")
     return value
 
 
-def _share(key: str, value: Any) -> Fraction:
+def share(key: str, value: Any) -> Fraction:
     """A share as the decimal number it was written as, so that a tenth of 70 is 7."""
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise InputError(f"protocol.{key}={value}: must be a share between 0 and 1, both excluded")
     return Fraction(str(value))
+
+
+def shares(valid: Any, test: Any) -> tuple[Fraction, Fraction]:
+    """Shares of validation and test, which leave something to train on."""
+    found = share("valid", valid), share("test", test)
+    if sum(found) >= 1:
+        raise InputError(f"protocol.valid={valid} and protocol.test={test} leave nothing to train on")
+    return found

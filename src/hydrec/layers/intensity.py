@@ -9,7 +9,7 @@ net that learns from every position needs the second. At the last position both 
 
 Differs from the paper in that a missing or negative intensity is 0, and in the cases on which it is silent:
 what does not count becomes 0, and a history without differences is all 0 (``log1p_minmax`` only if all its
-intensities are 0) or, by ``minmax``, all 1. Nothing is ever NaN or infinite.
+intensities are 0) or, by ``minmax``, all 1. Nothing is ever NaN or infinite. ``rank`` is not the paper's.
 
 Shapes: B rows, T positions.
 """
@@ -67,11 +67,24 @@ def none(values: Float[Tensor, "*#R T"], seen: Bool[Tensor, "*#R T"]) -> Float[T
     return _where(seen, _known(values))
 
 
+def rank(values: Float[Tensor, "*#R T"], seen: Bool[Tensor, "*#R T"]) -> Float[Tensor, "*#R T"]:
+    """Rank from the lowest, equal ones at their mean, over the number: in (0, 1] whatever the tail.
+
+    >>> rank(torch.tensor([[1.0, 7.0, 7.0, 900.0]]), torch.ones(1, 4, dtype=torch.bool))
+    tensor([[0.2500, 0.6250, 0.6250, 1.0000]])
+    """
+    w, n = _known(values), seen.sum(-1, keepdim=True).clamp(min=1)
+    other, own = w[..., :, None], w[..., None, :]
+    below = ((other < own).double() + (other <= own).double()) / 2  # (*R, T, T); half precision cannot count
+    return _where(seen, ((torch.einsum("...j,...jk->...k", seen.double(), below) + 0.5) / n).to(w.dtype))
+
+
 MODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log1p_minmax": log1p_minmax,
     "minmax": minmax,
     "zscore": zscore,
     "none": none,
+    "rank": rank,
 }
 
 

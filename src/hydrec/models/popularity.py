@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hydrec.batch import Catalog, SequenceBatch
-from hydrec.errors import one_of
+from hydrec.errors import InputError, one_of
 
 
 class Anybody(NamedTuple):
@@ -56,3 +56,26 @@ class Popularity(nn.Module):
     def score(self, state: Anybody, items: Int[Tensor, "*M C"]) -> Float[Tensor, "M C"]:
         """Counts of the candidates, the same for all M selected rows."""
         return self.counts[items].expand(len(state.rows), -1)
+
+
+class RecentPopularity(Popularity):
+    """Scores an item by its events in the last days of the training part.
+
+    Args:
+        catalog: sizes of the data set; only ``n_items`` is read.
+        days: how long before the last training event the events that count begin.
+
+    Raises:
+        InputError: ``days`` is not positive.
+    """
+
+    def __init__(self, catalog: Catalog, *, days: float) -> None:
+        super().__init__(catalog, count="rows")
+        if not days > 0:
+            raise InputError(f"model.net.days={days}: must be a positive number of days")
+        self.seconds = days * 86400
+
+    def fit(self, catalog: Catalog) -> None:
+        """Counts the items of those days."""
+        recent = catalog.times >= catalog.times.max() - self.seconds
+        super().fit(catalog._replace(items=catalog.items[recent]))
