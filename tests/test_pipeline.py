@@ -127,7 +127,9 @@ def test_the_wandb_run_has_configuration_data_identity_and_results(finished):
     for part in ("stopping", about["dataset"]["fingerprint"], about["protocol_digest"], "test_table"):
         assert part.encode() in content, part
     (table,) = run.glob("wandb/offline-run-*/files/media/table/*.json")
-    assert [row[0] for row in json.loads(table.read_text())["data"]] == ["hgnn", "popularity", "random"]
+    assert [row[0] for row in json.loads(table.read_text())["data"]] == [
+        *("hgnn", "popularity", "recent_popularity", "itemknn", "markov", "random")
+    ]
 
 
 def test_a_finished_run_is_shown_and_not_repeated(finished):

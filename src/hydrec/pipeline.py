@@ -356,9 +356,9 @@ def _table(
     names = [name for name in headline if f"test/{name}" in metrics]
     kinds = dict.fromkeys(name.partition("/")[0] for name in metrics)
     references = [kind for kind in kinds if kind not in ("test", "valid", "train")]
-    rows = {model: "test"} | {name: name for name in references}
+    rows = [(model, "test"), *((name, name) for name in references)]  # the model may be one of them
     return ["model", *names], [
-        [label, *(metrics.get(f"{prefix}/{name}") for name in names)] for label, prefix in rows.items()
+        [label, *(metrics.get(f"{prefix}/{name}") for name in names)] for label, prefix in rows
     ]
 
 
@@ -380,10 +380,11 @@ def _show(metrics: dict[str, float], about: dict[str, Any], measured: Any) -> No
     for name, *values in rows:
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     Console(soft_wrap=True).print(table)
-    name = about["names"]["model"]
-    if metrics[f"test/{measured.main}"] < metrics[f"popularity/{measured.main}"]:
+    name, main = about["names"]["model"], measured.main
+    better = [kind for kind, *_ in rows[1:] if metrics[f"{kind}/{main}"] > metrics[f"test/{main}"]]
+    if better:
         say(
-            f"warning: {name} is below popularity on {measured.main}: too little training, a finding about"
+            f"warning: {name} is below {' and '.join(better)} on {main}: too little training, a finding about"
             " the protocol, or a bug"
         )
     if dataset["stand_in"]:

@@ -18,16 +18,35 @@ from hydrec.click_metrics import ClickMetrics
 from hydrec.cloze import Cloze
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.metrics import NonFiniteScores, RankMetrics, Ranks, rank
-from hydrec.models.popularity import Popularity
+from hydrec.models.itemknn import ItemKNN
+from hydrec.models.markov import Markov
+from hydrec.models.popularity import Popularity, RecentPopularity
 from hydrec.models.rate import Rate
 from hydrec.sampling import Drawn, hash64
+
+LARGE = 2 * 10**7  # training rows: to count the pairs of more takes GiB and most of a minute
+
+
+def references(catalog: Catalog) -> dict[str, Callable[[Catalog], Any]]:
+    """What makes the nets that every test is read beside; those of pairs of items up to ``LARGE`` rows."""
+    nets: dict[str, Callable[[Catalog], Any]] = {
+        "popularity": partial(Popularity, count="targets"),
+        "recent_popularity": partial(RecentPopularity, days=30.0),
+    }
+    if len(catalog.items) > LARGE:
+        return nets
+    return nets | {
+        "itemknn": partial(ItemKNN, exponent=0.5, shrink=20.0),
+        "markov": partial(Markov, prior=1.0),
+    }
 
 
 class NextItem(pl.LightningModule):
     """Trains a net to rank the item that followed a history, and ranks it at validation and test.
 
     A net's ``encode`` runs once per batch; only supervised positions are scored. Beside the net's own ranks
-    the test yields those of popularity, and the random row by formula.
+    the test yields those of popularity, lately and ever, and of what follows the last item by item-kNN and by
+    a Markov chain; and the random row by formula.
 
     Args:
         catalog: sizes of the data and what the training part holds.
@@ -71,8 +90,6 @@ class NextItem(pl.LightningModule):
         self.net: Any = net(catalog)
         self.cloze = None if cloze is None else cloze(catalog)
         _match(self.net, samples, self.cloze)
-        popularity = Popularity(catalog, count="targets")
-        popularity.fit(catalog)
         if hasattr(self.net, "fit"):
             self.net.fit(catalog)
         objective: Any = loss["objective"]
@@ -80,9 +97,10 @@ class NextItem(pl.LightningModule):
         self.candidates: Any = loss["candidates"](catalog)
         self.make_optimiser = optimiser
         self.n_items, self.seed = catalog.n_items, seed
-        self.references: Any = nn.ModuleDict({"popularity": popularity})
+        self.catalog = catalog
+        self.references: dict[str, Any] = {}  # no modules of this one: no checkpoint needs to carry them
         self.valid = metrics.clone()
-        self.test: Any = nn.ModuleDict({name: metrics.clone() for name in ("model", *self.references)})
+        self.test: Any = nn.ModuleDict({name: metrics.clone() for name in ("model", *references(catalog))})
         self.results: dict[str, float] = {}
 
     @property
@@ -164,6 +182,13 @@ class NextItem(pl.LightningModule):
         self._keep("valid/", self.valid.compute())
         self.valid.reset()
 
+    def on_test_start(self) -> None:
+        """Fits the nets that the test is read beside."""
+        for name, make in references(self.catalog).items():
+            net = make(self.catalog)
+            net.fit(self.catalog)
+            self.references[name] = net.to(self.device)
+
     def test_step(self, batch: tuple[SequenceBatch, EvalCandidates], batch_idx: int) -> None:
         """Ranks the targets of a test batch by the net and by the reference nets."""
         for name, metrics in self.test.items():
@@ -171,7 +196,7 @@ class NextItem(pl.LightningModule):
             metrics.update(*self.ranks(net, *batch))
 
     def on_test_epoch_end(self) -> None:
-        """Keeps the metrics of net, popularity and random row, and the net's ranks."""
+        """Keeps the metrics of net, references and random row, and the net's ranks."""
         self._keep("test/", self.test["model"].compute())
         for name in self.references:
             self._keep(f"{name}/", self.test[name].compute())
@@ -305,15 +330,12 @@ class Click(pl.LightningModule):
         super().__init__()
         one_of("model.samples", samples, ("clicks",))
         self.net: Any = net(catalog)
-        self.references: Any = nn.ModuleDict(
-            {
-                "constant": Rate(catalog, by="none", prior=1.0),
-                "popularity": Rate(catalog, by="item", prior=1.0),
-            }
-        )
-        for each in (self.net, *self.references.values()):
-            if hasattr(each, "fit"):
-                each.fit(catalog)
+        if hasattr(self.net, "fit"):
+            self.net.fit(catalog)
+        self.references: dict[str, Any] = {}  # no modules of this one: no checkpoint needs to carry them
+        for name, by in (("constant", "none"), ("popularity", "item")):
+            self.references[name] = Rate(catalog, by=by, prior=1.0)
+            self.references[name].fit(catalog)
         self.make_optimiser, self.seed = optimiser, seed
         self.valid: Any = metrics.clone()
         self.test: Any = nn.ModuleDict({name: metrics.clone() for name in ("model", *self.references)})
@@ -354,6 +376,11 @@ class Click(pl.LightningModule):
         """Keeps the metrics of the whole validation part, equal on every process."""
         self._keep("valid/", self.valid.compute())
         self.valid.reset()
+
+    def on_test_start(self) -> None:
+        """Brings the references to the device."""
+        for net in self.references.values():
+            net.to(self.device)
 
     def test_step(self, batch: ClickBatch, batch_idx: int) -> None:
         """Judges a test batch by the net and by the references."""

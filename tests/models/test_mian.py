@@ -93,7 +93,7 @@ def test_the_options_cost_what_they_say(make_click_net):
     assert size(make_click_net("model=mian", final_norm=True)) == WHOLE + 2 * WIDE
 
 
-def test_the_sizes_of_the_paper_s_setting(click_catalog, make_click_net, net_config):
+def test_the_sizes_that_the_defaults_give(click_catalog, net_config):
     """An item of two parts, seven fields of users and six of the context."""
     user, context = click_catalog.fields[0], click_catalog.fields[2]
     catalog = click_catalog._replace(
@@ -114,7 +114,7 @@ def options(net_config, **changes):
 
 
 def test_weights_start_small_and_biases_at_0(make_click_net):
-    net = make_click_net("model=mian")
+    net = make_click_net("model=mian_paper")
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name

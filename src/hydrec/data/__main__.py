@@ -8,9 +8,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -25,10 +26,11 @@ Measures a data set under a protocol: counts, lengths, ties, intensities, recenc
 
   python -m hydrec.data inspect                                     what `python train.py` would train on
   python -m hydrec.data inspect dataset=movielens_100k protocol=leave_one_out dataset.reader.k_core=5
+  python -m hydrec.data inspect dataset=simulated_clicks protocol=click_days
 
 It takes the groups and keys of train.py (python train.py --help lists them), prints the card as tables and
 leaves it in cards/<dataset>-<protocol>/ (paths.cards): card.json has every figure, card.md the tables,
-card.png and card.svg one page of diagrams.
+card.png and card.svg one page of diagrams. A model changes nothing.
 """
 
 
@@ -76,12 +78,21 @@ def _conf() -> Path:
     raise InputError(f"no train.yaml in {' or '.join(map(str, places))}; run this in a checkout of hydrec")
 
 
+def data_of(cfg: DictConfig) -> Any:
+    """The `LogData` of a configuration, whatever its model: training rows are those the protocol makes."""
+    from hydrec.data.clicks import ClickProtocol
+    from hydrec.data.module import CLICKS
+
+    of_clicks = issubclass(get_class(cfg.protocol._target_), ClickProtocol)
+    return instantiate(cfg.dataset, samples=CLICKS if of_clicks else "prefixes", _convert_="all")
+
+
 def _inspect(cfg: DictConfig, command: str) -> None:
     cli.tune()
     from hydrec.data import inspect, page  # torch and matplotlib take seconds to import
     from hydrec.pipeline import STAND_IN
 
-    data = instantiate(cfg.dataset, _convert_="all")
+    data = data_of(cfg)
     data.prepare()
     card = inspect.card(data, command)
     console = Console(soft_wrap=True)

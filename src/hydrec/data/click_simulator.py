@@ -1,8 +1,8 @@
 """A log of showings whose clicks are known: to see which interactions a click model finds.
 
-Not from a paper; the shape ``commercial`` is as large as the closed set of "Multi-Interactive Attention Network
-for Fine-grained Feature Learning in CTR Prediction" (MIAN, WSDM 2021). Each kind of structure is a term of the
-logit of a click, weighed by a dial from 0, absent, to 1:
+Not from a paper; the shape ``commercial`` is as large as the closed set of "Multi-Interactive Attention
+Network for Fine-grained Feature Learning in CTR Prediction" (MIAN, WSDM 2021). Each kind of structure is a
+term of the logit of a click, weighed by a dial from 0, absent, to 1:
 
 * ``user_item``: whether the user's ``segment`` matches the item's ``category``;
 * ``context_item``: whether the showing's ``daypart`` matches the item's ``format``;
@@ -16,7 +16,8 @@ says anything by itself and, at ``popularity=0``, nor does an item: the best log
 crossed fields has the rates of the items. The other fields (``gender``, ``age``, ``city``, ``position``,
 ``device``) say nothing in any company.
 
-Differs from real logs in that what is shown is drawn by chance, evenly over 30 days. Dials change labels only.
+Differs from real logs in that what is shown is drawn by chance, evenly over 30 days. Dials change nothing but
+labels.
 
 Letters: n showings, U users, V items.
 """
@@ -277,7 +278,7 @@ def _remember(recent: np.ndarray, user: np.ndarray, topic: np.ndarray) -> None:
     counts = np.diff(first, append=len(user))
     owner, place = ragged(counts)
     ago = counts[owner] - 1 - place
-    kept = place < RECENT
+    kept = ago < RECENT
     new = np.full((len(first), RECENT), -1)
     new[owner[kept], RECENT - 1 - ago[kept]] = topic[kept]
     moved = np.minimum(np.arange(RECENT) + counts[:, None], RECENT - 1)

@@ -5,17 +5,23 @@ Negative Result and Mechanism Analysis" (IA-SASRec); known targets, recency and 
 "Multi-Interactive Attention Network for Fine-grained Feature Learning in CTR Prediction" (MIAN); leakage
 after "A Critical Study on Data Leakage in Recommender System Offline Evaluation" (Ji et al., TOIS 2023).
 
+Under a protocol of clicks a target is the row of the log that something is shown in.
+
 Letters: N rows of the log, n samples, T history positions, m cases that are ranked, D draws of them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from hydrec.batch import ClickBatch, SequenceBatch
+from hydrec.data.clicks import ClickSamples
+from hydrec.data.feeds import ClickFeed, SequenceFeed, distinct
 from hydrec.data.log import Feature, InteractionLog
 from hydrec.data.module import LogData
 from hydrec.data.protocols import Samples, touched
@@ -44,6 +50,7 @@ OVERLAP = {
     "events_shared": "events of samples that training has",
     "near_copies": "samples one event apart from a training sample",
 }
+AGAIN = {"positives_in_history": "positives", "negatives_in_history": "negatives"}
 
 Card = dict[str, Any]
 
@@ -58,28 +65,72 @@ def card(data: LogData, command: str) -> Card:
         data: prepared.
         command: what makes this card, for whoever finds it.
     """
-    log, split = data.log, data.split
-    trained = touched(split.train, len(log))
-    pair = pl.Series(log.users * np.int64(log.n_items + 1) + log.items)
+    log, feed, window = data.log, data.feed, data.protocol.window
+    pair = np.sort(log.users * np.int64(log.n_items + 1) + log.items)  # to hash them would be far slower
     sizes = np.diff(log.offsets)
+    about = data.describe()
+    inputs = about.get("fields")  # of click models; a behaviour has the fields of its item
     return {
         "command": command,
-        "dataset": data.describe(),
+        "dataset": about,
         "protocol": data.protocol.identity(),
         "density": len(log) / (log.n_users * log.n_items),
-        "repeated": 1 - pair.n_unique() / len(log),
+        "repeated": np.count_nonzero(np.diff(pair) == 0) / len(log),
         "lengths": {"user": _lengths(sizes[sizes > 0]), "item": _lengths(np.bincount(log.items)[1:])},
         "time": _time(log.times),
-        "intensity": _intensity(data, trained) if np.isfinite(log.values).any() else None,
-        "recency": {name: _recency(log, samples) for name, samples in split.parts().items()},
         "fields": {
             "item": {name: _field(one, pad=1) for name, one in log.item_features.items()},
             "user": {name: _field(one, pad=1) for name, one in log.user_features.items()},
             "event": {name: _field(one, pad=0) for name, one in log.event_features.items()},
         },
+        "inputs": inputs and inputs | {"behaviour": inputs["item"]},
+        **(_of_clicks(feed, window) if isinstance(feed, ClickFeed) else _of_targets(feed, window)),
+    }
+
+
+def _of_targets(feed: SequenceFeed, window: int) -> Card:
+    """What a card says of histories and the targets that follow them."""
+    log, split = feed.log, feed.split
+    histories = _histories(partial(feed.gather, split.train), len(split.train), window)
+    gaps = {name: log.times[some.target] - log.times[some.last - 1] for name, some in split.parts().items()}
+    return {
+        "intensity": _intensity(log, histories, window, feed.trained),
+        "recency": {name: _recency(gap) for name, gap in gaps.items()},
         "leakage": {
-            name: _leakage(log, split.parts()[name], split.train, trained) for name in ("valid", "test")
+            name: _leakage(log, split.parts()[name], split.train, feed.trained) for name in ("valid", "test")
         },
+    }
+
+
+def _of_clicks(feed: ClickFeed, window: int) -> Card:
+    """What a card says of behaviours and the showings that follow them."""
+    log, split, train = feed.log, feed.split, feed.split.train
+    clicked = np.zeros(len(log), bool)
+    if log.past_items is None and len(split.behaviours.items) == len(log):  # each row is a behaviour
+        clicked = touched(Samples(train.first, train.last, train.row), len(log))
+    clicked[train.row[train.label == 1]] = True
+    trained = clicked.copy()
+    trained[train.row] = True
+    # each history once: negatives have that of their positive
+    once = np.flatnonzero((np.diff(train.row, prepend=-1) > 0) & (train.last > train.first))
+    histories = _histories(lambda some: feed.gather(train, once[some]), len(once), window)
+    gaps = {}
+    for name, samples in split.parts().items():
+        some = np.flatnonzero(samples.last > samples.first)
+        if len(some) and log.past_items is None:  # past items have no times
+            gaps[name] = log.times[samples.row[some]] - split.behaviours.times[samples.last[some] - 1]
+    leakage = {}
+    for name in ("valid", "test"):
+        samples = split.parts()[name]
+        known = _in_history(feed, samples, window)
+        leakage[name] = _later(log, samples.row, trained) | {
+            "positives_in_history": _share(known[samples.label == 1]),
+            "negatives_in_history": _share(known[samples.label == 0]),
+        }
+    return {
+        "intensity": _intensity(log, histories, window, clicked) if len(once) else None,
+        "recency": {name: _recency(gap) for name, gap in gaps.items()},
+        "leakage": leakage,
     }
 
 
@@ -101,15 +152,14 @@ def _time(times: np.ndarray) -> Card:
         "first": str(np.datetime64(first, "s")),
         "last": str(np.datetime64(last, "s")),
         "days": days,
-        "days_with_events": len(np.unique(times // 86400)),
+        "days_with_events": distinct(times // 86400 - first // 86400),
         "events_a_day": len(times) / days if days else None,
         "histogram": _histogram(*np.histogram((times - first) / 86400, BINS)),
     }
 
 
-def _recency(log: InteractionLog, samples: Samples) -> Card:
-    """From the last event of a history to the target; the histogram has the gaps of a second or more."""
-    gap = log.times[samples.target] - log.times[samples.last - 1]
+def _recency(gap: np.ndarray) -> Card:
+    """Seconds from the last event of a history to the target; the histogram has those of one or more."""
     return {
         "tied": float((gap == 0).mean()),
         "reversed": float((gap < 0).mean()),  # only where a protocol does not sort by time
@@ -129,6 +179,10 @@ def _field(feature: Feature, *, pad: int) -> Card:
     }
 
 
+def _share(which: np.ndarray) -> float | None:
+    return float(which.mean()) if len(which) else None
+
+
 def _histogram(counts: np.ndarray, edges: np.ndarray) -> Card:
     return {"edges": edges.tolist(), "counts": counts.astype(int).tolist()}
 
@@ -142,9 +196,21 @@ def _entropy(counts: np.ndarray) -> float:
 # Intensity --------------------------------------------------------------------------------------------------
 
 
-def _intensity(data: LogData, trained: np.ndarray) -> Card:
-    log = data.log
+Histories = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _intensity(log: InteractionLog, histories: Histories, window: int, trained: np.ndarray) -> Card | None:
+    """How strongly items are met, if the log says it.
+
+    Args:
+        log: the log.
+        histories: those of training, as `_histories` has them.
+        window: events of a history, at most.
+        trained: (N,) rows that count for popularity.
+    """
     known = np.isfinite(log.values)
+    if not known.any():
+        return None
     raw = log.values[known].astype(np.float64)
     counts, edges = np.histogram(raw, BINS)
     return {
@@ -158,14 +224,14 @@ def _intensity(data: LogData, trained: np.ndarray) -> Card:
             "mean_deviation": None,
             "histogram": _histogram(counts, edges),
         },
-        "normalised": _normalised(data, float(raw.max())),
+        "normalised": _normalised(histories, window, float(raw.max())),
         "popularity": _popularity(log, trained & known, np.bincount(log.items[trained])),
     }
 
 
-def _normalised(data: LogData, highest: float) -> dict[str, Card]:
-    """What each mode makes of the histories in training: every position of every sample is a case."""
-    reach = math.sqrt(max(data.protocol.window - 1, 1))
+def _normalised(histories: Histories, window: int, highest: float) -> dict[str, Card]:
+    """What each mode makes of histories: every position is a case."""
+    reach = math.sqrt(max(window - 1, 1))
     ranges = {
         "log1p_minmax": (0.0, 1.0),
         "minmax": (intensity.FLOOR, 1.0),
@@ -174,8 +240,9 @@ def _normalised(data: LogData, highest: float) -> dict[str, Card]:
     }
     counts = {mode: np.zeros(BINS) for mode in ranges}
     zeros, ones, apart = (dict.fromkeys(ranges, 0.0) for _ in range(3))
-    cases = 0
-    for values, seen in _histories(data):
+    rows = cases = 0
+    for values, seen in histories:
+        rows += len(values)
         cases += int(seen.sum())
         for mode, (low, high) in ranges.items():
             x = intensity.MODES[mode](values, seen)
@@ -190,20 +257,31 @@ def _normalised(data: LogData, highest: float) -> dict[str, Card]:
             "entropy_bits": _entropy(counts[mode]),
             "zeros": zeros[mode] / cases,
             "ones": ones[mode] / cases,
-            "mean_deviation": apart[mode] / len(data.split.train),
+            "mean_deviation": apart[mode] / rows,
             "histogram": _histogram(counts[mode], np.linspace(*ranges[mode], BINS + 1)),
         }
         for mode in ranges
     }
 
 
-def _histories(data: LogData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Intensities (n, T) in training, some samples at a time, and which positions are no padding."""
-    train, width = data.split.train, data.protocol.window
+def _histories(gather: Callable[[np.ndarray], SequenceBatch | ClickBatch], n: int, window: int) -> Histories:
+    """Intensities (B, T) of n histories, some at a time, and which positions are no padding.
+
+    Args:
+        gather: makes a batch of the samples at some positions.
+        n: samples.
+        window: events of a history, at most.
+    """
+    for some in _blocks(n, window):
+        batch = gather(some)
+        yield batch.values, filled(batch.lengths, batch.values.shape[1])
+
+
+def _blocks(n: int, width: int) -> Iterator[np.ndarray]:
+    """The positions of n samples, some at a time."""
     step = max(BLOCK // width, 1)
-    for start in range(0, len(train), step):
-        batch = data.feed.gather(train, np.arange(start, min(start + step, len(train))))
-        yield batch.values, filled(batch.lengths, width)
+    for start in range(0, n, step):
+        yield np.arange(start, min(start + step, n))
 
 
 def _deviations(x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -301,29 +379,47 @@ def _leakage(log: InteractionLog, part: Samples, train: Samples, trained: np.nda
         train: what trains.
         trained: (N,) rows in a history of ``train`` or its target.
     """
-    user, when = log.users[part.target], log.times[part.target]
-    times = np.sort(log.times[trained])
-    latest = np.full(log.n_users + 1, np.iinfo(np.int64).min)
-    np.maximum.at(latest, log.users[trained], log.times[trained])
     before = np.concatenate([[0], trained.cumsum()])
     shared = before[part.last] - before[part.first] + trained[part.target]
     size = part.last - part.first + 1
     is_target = np.zeros(len(log), bool)
     is_target[train.target] = True
-
-    def users(which: np.ndarray) -> float:
-        return len(np.unique(user[which])) / len(np.unique(user))
-
     return {
         "targets_in_training_samples": float(trained[part.target].mean()),
         "targets_that_are_training_targets": float(is_target[part.target].mean()),
-        "users_with_later_training_events": users(latest[user] > when),
-        "users_before_the_end_of_training": users(when < times[-1]),
-        "training_events_later": float(1 - np.searchsorted(times, when, "right").mean() / len(times)),
+        **_later(log, part.target, trained),
         "samples_sharing_events": float((shared > 0).mean()),
         "events_shared": float(shared.sum() / size.sum()),
         "near_copies": float((_overlap(part, train) >= size - 1).mean()),
     }
+
+
+def _later(log: InteractionLog, targets: np.ndarray, trained: np.ndarray) -> Card:
+    """What training has of the time after targets: shares of users, and of training.
+
+    Args:
+        log: the log.
+        targets: (n,) their rows.
+        trained: (N,) rows that training has.
+    """
+    user, when = log.users[targets], log.times[targets]
+    times = np.sort(log.times[trained])
+    latest = np.full(log.n_users + 1, np.iinfo(np.int64).min)
+    np.maximum.at(latest, log.users[trained], log.times[trained])
+    return {
+        "users_with_later_training_events": distinct(user[latest[user] > when]) / distinct(user),
+        "users_before_the_end_of_training": distinct(user[when < times[-1]]) / distinct(user),
+        "training_events_later": float(1 - np.searchsorted(times, when, "right").mean() / len(times)),
+    }
+
+
+def _in_history(feed: ClickFeed, samples: ClickSamples, window: int) -> np.ndarray:
+    """(n,) whether the item that is shown is among the behaviours."""
+    found = []
+    for some in _blocks(len(samples), window):
+        batch = feed.gather(samples, some)
+        found.append((batch.items == batch.candidates[:, None]).any(1).numpy())
+    return np.concatenate(found)
 
 
 def _overlap(part: Samples, train: Samples) -> np.ndarray:

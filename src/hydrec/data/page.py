@@ -11,7 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hydrec.data.inspect import BINS, GAPS, LEAKAGE, OVERLAP, QUANTILES, RARE, Card
+from hydrec.data.inspect import AGAIN, BINS, GAPS, LEAKAGE, OVERLAP, QUANTILES, RARE, Card
+
+SHARES = {
+    "Leakage": LEAKAGE,
+    "Overlap with training": OVERLAP,
+    "Items in their history": AGAIN,
+}
 
 # Tables -----------------------------------------------------------------------------------------------------
 
@@ -56,19 +62,29 @@ def tables(card: Card) -> list[Table]:
     ]
     if strength is not None:
         found += [_intensities(strength), _correlations(strength["popularity"])]
-    for title, names in (("Leakage", LEAKAGE), ("Overlap with training", OVERLAP)):
-        rows = [[shown, *(_percent(one[key]) for one in leakage.values())] for key, shown in names.items()]
+    for title, names in SHARES.items():
+        rows = [
+            [shown, *(_percent(one[key]) for one in leakage.values())]
+            for key, shown in names.items()
+            if key in leakage["test"]
+        ]
         found.append(Table(title, ["share of", *leakage], rows))
+    inputs = [
+        [of, _count(len(group)), ", ".join(f"{name} {_count(codes)}" for name, codes in group.items()) or "-"]
+        for of, group in (card["inputs"] or {}).items()
+    ]
+    found.append(
+        Table("Fields of click models, beside the item's id", ["of", "fields", "with codes"], inputs)
+    )
     fields = [
         [of, name, _count(one["categories"]), f"{one['values_a_row']:.2f}", _percent(one["unknown"])]
         for of, group in card["fields"].items()
         for name, one in group.items()
     ]
-    if fields:
-        found.append(
-            Table("Fields beside the ids", ["of", "field", "categories", "values a row", "unknown"], fields)
-        )
-    return found
+    found.append(
+        Table("Fields beside the ids", ["of", "field", "categories", "values a row", "unknown"], fields)
+    )
+    return [table for table in found if table.rows]
 
 
 def markdown(card: Card) -> str:
@@ -102,17 +118,24 @@ def _counts(card: Card) -> list[list[str]]:
 
 
 def _parts(parts: dict[str, Card]) -> list[list[str]]:
-    counted = {
-        "samples": "samples",
-        "users": "users",
-        "items": "items",
-        "samples_of_unseen_users": "samples of users without a training sample",
-        "cold_targets": "targets whose item is in no training sample (cold)",
-        "untrained_targets": "targets whose item is no training target",
+    figures = {
+        "samples": ("samples", _count),
+        "base_rate": ("positives (base rate)", _percent),
+        "users": ("users", _count),
+        "items": ("items", _count),
+        "samples_of_unseen_users": ("samples of users without a training sample", _count),
+        "cold_targets": ("targets whose item is in no training sample (cold)", _count),
+        "untrained_targets": ("targets whose item is no training target", _count),
+        "targets_in_history": ("targets that the user met before", _percent),
+        "cold_candidates": ("samples whose item no training sample shows (cold)", _count),
+        "behaviours": ("events of a history (mean)", "{:.1f}".format),
+        "samples_without_behaviours": ("samples without a history", _count),
     }
-    rows = [[shown, *(_count(part[key]) for part in parts.values())] for key, shown in counted.items()]
-    known = [_percent(part["targets_in_history"]) for part in parts.values()]
-    return [*rows, ["targets that the user met before", *known]]
+    return [
+        [shown, *(form(part[key]) for part in parts.values())]
+        for key, (shown, form) in figures.items()
+        if key in parts["train"]
+    ]
 
 
 def _intensities(strength: Card) -> Table:
@@ -165,8 +188,8 @@ def _count(n: int) -> str:
     return f"{n:,}"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _decimal(x: float | None) -> str:
@@ -192,7 +215,21 @@ PANELS_WITHOUT_INTENSITY: list[Any] = [
     ["known", "leakage", "overlap", "."],
 ]
 PARTS = {"train": "#999999", "valid": "#56B4E9", "test": "#0072B2"}  # the colour-blind tell them apart too
-GROUPS = {"item": "#0072B2", "user": "#D55E00", "event": "#009E73"}
+GROUPS = {
+    "item": "#0072B2",
+    "user": "#D55E00",
+    "event": "#009E73",
+    "context": "#009E73",
+    "behaviour": "#56B4E9",
+}
+KNOWN = {  # of the targets of a part
+    "base_rate": "positives",
+    "targets_in_history": "the user met before",
+    "samples_of_unseen_users": "of users without a training sample",
+    "cold_targets": "of an item in no training sample (cold)",
+    "cold_candidates": "of an item that no training sample shows (cold)",
+    "samples_without_behaviours": "without a history",
+}
 TICKS = {"1 s": 1, "1 min": 60, "1 h": 3600, "1 d": 86400, "30 d": 2592000, "1 y": 31557600}
 
 
@@ -213,22 +250,24 @@ def diagrams(card: Card) -> Figure:
     _draw_time(axes["time"], card["time"])
     _draw_lengths(axes["lengths"], card["lengths"])
     _draw_recency(axes["recency"], card["recency"])
-    _draw_fields(axes["fields"], card["fields"])
+    categories = {
+        of: {name: one["categories"] for name, one in group.items()} for of, group in card["fields"].items()
+    }
+    _draw_fields(axes["fields"], card["inputs"] or categories)
     known = {
         name: {
-            "the user met before": part["targets_in_history"],
-            "of users without a training sample": part["samples_of_unseen_users"] / part["samples"],
-            "of an item in no training sample (cold)": part["cold_targets"] / part["samples"],
+            shown: part[key] if isinstance(part[key], float) else part[key] / part["samples"]
+            for key, shown in KNOWN.items()
+            if key in part
         }
         for name, part in data["parts"].items()
     }
     _draw_shares(axes["known"], "Targets", known)
-    for panel, title, names in (
-        ("leakage", "Leakage", LEAKAGE),
-        ("overlap", "Overlap with training", OVERLAP),
-    ):
+    titles = [title for title, names in SHARES.items() if names.keys() & card["leakage"]["test"].keys()]
+    for panel, title in zip(("leakage", "overlap"), titles, strict=True):
         shares = {
-            part: {shown: one[key] for key, shown in names.items()} for part, one in card["leakage"].items()
+            part: {shown: one[key] for key, shown in SHARES[title].items() if key in one}
+            for part, one in card["leakage"].items()
         }
         _draw_shares(axes[panel], title, shares)
     if strength:
@@ -289,20 +328,21 @@ def _draw_recency(axes: Axes, recency: Card) -> None:
     _name(axes, "From the last event of a history to the target", "", "% of targets")
 
 
-def _draw_fields(axes: Axes, fields: Card) -> None:
-    rows = [(f"{of} {name}", of, one) for of, group in fields.items() for name, one in group.items()]
-    for row, (_, of, one) in enumerate(rows):
-        axes.barh(row, one["categories"], color=GROUPS[of], height=0.6)
-        axes.text(one["categories"], row, f" {_count(one['categories'])}", va="center", fontsize=8)
+def _draw_fields(axes: Axes, fields: dict[str, dict[str, int]]) -> None:
+    rows = [(f"{of} {name}", of, n) for of, group in fields.items() for name, n in group.items()]
+    for row, (_, of, n) in enumerate(rows):
+        axes.barh(row, n, color=GROUPS[of], height=0.6)
+        axes.text(n, row, f" {_count(n)}", va="center", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlim(0.8, 5 * max((one["categories"] for _, _, one in rows), default=1))
+    axes.set_xlim(0.8, 5 * max((n for _, _, n in rows), default=1))
     axes.set_xticks([])
     axes.minorticks_off()
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_visible(bool(rows))
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.invert_yaxis()
-    _name(axes, f"Fields beside the ids: {len(rows)}", "categories (log scale)" if rows else "", "")
+    counts = ", ".join(f"{of} {len(group)}" for of, group in fields.items())
+    _name(axes, "Fields beside the ids, values (log scale)", counts, "")
 
 
 def _draw_intensity(axes: Axes, title: str, one: Card) -> None:
@@ -336,14 +376,15 @@ def _draw_popularity(axes: Axes, popularity: Card) -> None:
     _name(axes, title, "training events of an item", "mean intensity of an item")
 
 
-def _draw_shares(axes: Axes, title: str, shares: dict[str, dict[str, float]]) -> None:
+def _draw_shares(axes: Axes, title: str, shares: dict[str, dict[str, float | None]]) -> None:
     """Bars from 0 to 100 % for each part, in blocks with their names above."""
     height = 0.6 / len(shares)
     for place, (part, named) in enumerate(shares.items()):
         for row, (name, share) in enumerate(named.items()):
             y = row + (place + 0.5) * height
-            axes.barh(y, 100 * share, height, color=PARTS[part], label=part if row == 0 else None)
-            axes.text(100 * share + 1, y, _percent(share), va="center", fontsize=7)
+            length = 100 * (share or 0)
+            axes.barh(y, length, height, color=PARTS[part], label=part if row == 0 else None)
+            axes.text(length + 1, y, _percent(share), va="center", fontsize=7)
             if place == 0:
                 axes.text(1, row - 0.05, name, va="bottom", fontsize=8)
     axes.set_xlim(0, 115)
