@@ -13,8 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
+from hydrec.click_metrics import ClickMetrics
 from hydrec.data import __main__ as command
 from hydrec.data import inspect
+from hydrec.data.clicks import ClickDays, ClickGlobalTime, ClickLast, ClickRating, ClickUserSplit
 from hydrec.data.inspect import card
 from hydrec.data.log import InteractionLog
 from hydrec.data.module import LogData
@@ -41,6 +43,21 @@ PROTOCOLS = {
     ),
     "global_time": lambda: GlobalTime(window=4, valid=0.1, test=0.1, targets="all", **SHARED),
 }
+CLICK = {"window": 4, "shuffle_ties": None, "metrics": ClickMetrics(gauc="rows", bins=20)}
+DRAWN = {"neg_ratio": 2, "neg": "uniform", "seed": 3}
+RATED = {"threshold": 2.0, "valid": 0.2, "test": 0.2, "split_seed": 1}
+CLICKS = {
+    "click_last": lambda: ClickLast(**CLICK, **DRAWN),
+    "click_user_split": lambda: ClickUserSplit(
+        valid=0.2, test=0.2, split_seed=1, **CLICK, **DRAWN | {"neg": "reviews"}
+    ),
+    "click_global_time": lambda: ClickGlobalTime(valid=0.1, test=0.1, **CLICK, **DRAWN),
+    "click_rating": lambda: ClickRating(cut="time", **CLICK, **RATED),
+    "click_rating_users": lambda: ClickRating(cut="user", **CLICK, **RATED),
+    "click_days": lambda: ClickDays(threshold=2.0, valid=1, test=1, **CLICK),
+    "click_labels": lambda: ClickRating(cut="time", **CLICK, **RATED | {"threshold": None}),
+}
+FIELDS = {"user": ["user_id", "activity"], "context": ["weekday"], "item": ["genres*"]}
 
 
 class Given:
@@ -83,9 +100,9 @@ def make(tmp_path):
             reader=Given(**(columns or random_events())),
             download=[],
             stand_in=False,
-            fields={},
-            protocol=PROTOCOLS[protocol](),
-            samples="prefixes",
+            fields=FIELDS if protocol in CLICKS else {},
+            protocol=(PROTOCOLS | CLICKS)[protocol](),
+            samples="clicks" if protocol in CLICKS else "prefixes",
             batch_size=100,
             eval_batch_size=100,
             cache=str(tmp_path / "cache"),
@@ -101,6 +118,16 @@ def make(tmp_path):
 @pytest.fixture(params=PROTOCOLS)
 def data(request, make):
     return make(request.param)
+
+
+@pytest.fixture(params=CLICKS)
+def clicks(request, make):
+    events = random_events(item_features={"genres": (np.arange(1, 31), [["x"], ["x", "y"], []] * 10)})
+    if request.param in ("click_rating", "click_rating_users", "click_days"):
+        events["values"] = np.nan_to_num(events["values"], nan=3.0)
+    if request.param == "click_labels":
+        events["labels"] = events["values"] > 2
+    return make(request.param, **events)
 
 
 def windows(samples):
@@ -370,6 +397,152 @@ def test_an_interval_is_that_of_drawn_cases(block, monkeypatch):
     assert 0.1 < np.ptp(inspect._interval(x, y)) < 0.8
 
 
+# Under protocols of clicks ----------------------------------------------------------------------------------
+
+
+def behaviours(data):
+    """The rows of the log that histories are made of, in order."""
+    log, name = data.log, data.protocol.name
+    if name in ("click_rating", "click_days"):
+        clicked = log.labels == 1 if data.protocol.threshold is None else log.values >= 2
+        return np.flatnonzero(clicked).tolist()
+    return list(range(len(log)))
+
+
+def showings(data, part):
+    """Of each sample the rows of its history, its row, its item and its label."""
+    rows, some = behaviours(data), data.split.parts()[part]
+    for first, last, row, item, label in zip(
+        some.first, some.last, some.row, some.item, some.label, strict=True
+    ):
+        yield rows[first:last], int(row), int(item), int(label)
+
+
+def share(flags):
+    return float(np.mean(flags)) if len(flags) else None
+
+
+def test_recency_of_the_last_behaviour(clicks):
+    found, times = card(clicks, "")["recency"], clicks.log.times
+    assert list(found) == ["train", "valid", "test"]
+    for name, one in found.items():
+        gaps = [times[row] - times[past[-1]] for past, row, _, _ in showings(clicks, name) if past]
+        assert one["tied"] == pytest.approx(share([gap == 0 for gap in gaps]))
+        assert one["most_seconds"] == max(gaps)
+        assert one["seconds"]["0.75"] == pytest.approx(np.percentile(gaps, 75))
+
+
+def test_leakage_of_clicks(clicks):
+    log = clicks.log
+    trained = sorted({r for past, row, _, _ in showings(clicks, "train") for r in (*past, row)})
+    for part, found in card(clicks, "")["leakage"].items():
+        own, before, later = set(), set(), []
+        again = {0: [], 1: []}
+        users = set()
+        for past, row, item, label in showings(clicks, part):
+            user, after = int(log.users[row]), [r for r in trained if log.times[r] > log.times[row]]
+            users.add(user)
+            later.append(len(after) / len(trained))
+            before |= {user} if after else set()
+            own |= {user} if any(log.users[r] == user for r in after) else set()
+            again[label].append(item in log.items[past])
+        assert found == pytest.approx(
+            {
+                "users_with_later_training_events": len(own) / len(users),
+                "users_before_the_end_of_training": len(before) / len(users),
+                "training_events_later": np.mean(later),
+                "positives_in_history": share(again[1]),
+                "negatives_in_history": share(again[0]),
+            }
+        )
+
+
+def test_which_protocols_of_clicks_leak(make):
+    found = {}
+    for protocol in ("click_last", "click_user_split", "click_global_time"):
+        found[protocol] = card(make(protocol), "")["leakage"]["test"]
+    assert found["click_global_time"]["training_events_later"] == 0
+    assert found["click_last"]["training_events_later"] > 0.01
+    assert found["click_last"]["negatives_in_history"] == 0
+    assert found["click_user_split"]["negatives_in_history"] > 0
+
+
+def test_intensities_of_behaviours(clicks):
+    log, found = clicks.log, card(clicks, "")["intensity"]
+    histories = {row: past for past, row, _, _ in showings(clicks, "train") if past}
+    clicked = {row for _, row, _, label in showings(clicks, "train") if label} | {
+        r for past in histories.values() for r in past
+    }
+    for mode, (low, high) in RANGES.items():
+        cases = [normalised(mode, log.values[past]) for past in histories.values()]
+        every = np.concatenate(cases)
+        high = float(np.nanmax(log.values)) if high is None else high
+        counts, _ = np.histogram(every.clip(low, high), 50, (low, high))
+        one = found["normalised"][mode]
+        assert one["cases"] == len(every)
+        apart = np.abs(np.cumsum(one["histogram"]["counts"]) - np.cumsum(counts)).max()
+        assert apart <= max(2, 0.005 * len(every))  # at an edge the last bit of a float decides
+        assert one["mean_deviation"] == pytest.approx(np.mean([x.std() for x in cases]), rel=1e-4)
+    n = np.bincount(log.items[sorted(clicked)])
+    rows = [row for row in sorted(clicked) if not np.isnan(log.values[row])]
+    event = found["popularity"]["event"]
+    assert event["cases"] == len(rows)
+    assert event["rho"] == pytest.approx(stats.spearmanr(n[log.items[rows]], log.values[rows]).statistic)
+
+
+def test_inputs_of_click_models(clicks):
+    found = card(clicks, "")
+    assert {group: list(fields) for group, fields in found["inputs"].items()} == {
+        "user": ["user_id", "activity"],
+        "context": ["weekday"],
+        "item": ["genres"],
+        "behaviour": ["genres"],
+    }
+    assert found["inputs"]["user"]["user_id"] == clicks.log.n_users + 2
+    rows = {row[0]: row[1:] for table in tables(found) for row in table.rows if "click models" in table.title}
+    assert rows["context"] == ["1", "weekday 9"]
+
+
+def test_tables_of_clicks_are_whole(clicks):
+    found = card(clicks, "python -m x")
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    for table in tables(found):
+        assert {len(row) for row in table.rows} == {len(table.header)}
+        assert all(cell for row in table.rows for cell in row)
+    parts = {row[0]: row[1:] for table in tables(found) for row in table.rows if table.title == "Parts"}
+    rates = [part.label.mean() for part in clicks.split.parts().values()]
+    assert parts["positives (base rate)"] == [f"{100 * rate:.1f} %" for rate in rates]
+    assert drawn(diagrams(found), "png").startswith(b"\x89PNG")
+
+
+def test_labels_without_intensity_and_past_items_without_times(make, recwarn):
+    events = random_events()
+    n = len(events["users"])
+    labels = np.arange(n) % 3 == 0
+    events["values"] = None
+    found = card(make("click_labels", **events, labels=labels), "")
+    assert found["intensity"] is None and len(found["recency"]) == 3
+    diagrams(found)
+    past = (np.arange(2 * n) % 30 + 1, np.full(n, 2))
+    found = card(make("click_labels", **events, labels=labels, past=past), "")
+    assert found["recency"] == {}
+    assert found["leakage"]["test"]["negatives_in_history"] > 0
+    assert not any("history to the target" in table.title for table in tables(found))
+    drawn(diagrams(found), "svg")
+    assert not recwarn.list
+
+
+def test_a_part_of_one_label_has_no_share_of_the_other(make):
+    events = random_events()
+    n = len(events["users"])
+    labels = (events["times"] < np.quantile(events["times"], 0.7)) & (np.arange(n) % 2 == 0)
+    found = card(make("click_labels", **events, labels=labels), "")
+    assert found["leakage"]["test"]["positives_in_history"] is None
+    (row,) = [row for table in tables(found) for row in table.rows if row[0] == "positives"]
+    assert row[1].endswith(" %") and row[2] == "-"
+    diagrams(found)
+
+
 # Logs of other kinds ----------------------------------------------------------------------------------------
 
 
@@ -456,6 +629,20 @@ def test_the_command_leaves_a_card(run):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     run("inspect", *TINY)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dataset=simulated dataset.reader.shape=tiny protocol=click_last",
+        "dataset=simulated_clicks dataset.reader.shape=tiny protocol=click_days model=hgnn",
+        "dataset=simulated dataset.reader.shape=tiny protocol=leave_one_out model=lr",
+    ],
+)
+def test_the_protocol_says_what_a_sample_is_whatever_the_model(line, run):
+    status, out, err = run("inspect", *line.split())
+    assert (status, err) == (0, "")
+    assert ("base rate" in out) == ("click_" in line)
 
 
 @pytest.mark.parametrize(

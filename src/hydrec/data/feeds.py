@@ -187,6 +187,7 @@ class SequenceFeed:
             }
         return {
             "windows": split.windows,
+            "trained_rows": len(self._train),  # of an epoch: histories, where they have several targets
             "windows_items": distinct(log.items[used]),
             "windows_interactions": int(used.sum()),
             "parts": parts,
