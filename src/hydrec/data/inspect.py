@@ -118,7 +118,7 @@ def _of_clicks(feed: ClickFeed, window: int) -> Card:
     for name, samples in split.parts().items():
         some = np.flatnonzero(samples.last > samples.first)
         if len(some) and log.past_items is None:  # past items have no times
-            gaps[name] = log.times[samples.row[some]] - split.behaviours.times[samples.first[some]]
+            gaps[name] = log.times[samples.row[some]] - split.behaviours.times[samples.last[some] - 1]
     leakage = {}
     for name in ("valid", "test"):
         samples = split.parts()[name]
