@@ -178,7 +178,7 @@ def test_bad_fields_are_refused_in_one_line(fields, message):
 # Batches ----------------------------------------------------------------------------------------------------
 
 METRICS = ClickMetrics(gauc="rows", bins=20)
-FIELDS = {"user": ["user_id", "zip"], "context": ["device"], "item": ["genres", "price"]}
+FIELDS = {"user": ["user_id", "zip"], "context": ["device"], "item": ["genres", "price", "brand"]}
 
 
 def shop(seed: int = 0, **more) -> InteractionLog:
@@ -195,6 +195,7 @@ def shop(seed: int = 0, **more) -> InteractionLog:
         item_features={
             "genres": (np.arange(12), [["a", "b"][: 1 + i % 2] for i in range(12)]),
             "price": (np.arange(12), np.arange(12).astype(str)),
+            "brand": (np.arange(12), ["x", "y", "z"] * 4),
         },
         event_features={"device": draw.choice(["tv", "phone"], n)},
         **more,
@@ -278,10 +279,14 @@ def test_the_catalogue_counts_the_training_part_alone():
         assert made.catalog.shown[item] == (train.item == item).sum()
         assert made.catalog.clicked[item] == ((train.item == item) & (train.label == 1)).sum()
     assert [field.name for field in made.catalog.fields] == ["user_id", "zip", "device"]
-    assert [(field.name, field.width) for field in made.catalog.item_fields] == [("genres", 2), ("price", 1)]
-    assert made.catalog.item_codes.shape == made.catalog.item_weights.shape == (made.log.n_items + 1, 3)
-    assert made.catalog.item_codes[PAD].tolist() == [0, 0, 0]
-    assert made.catalog.item_weights[PAD].tolist() == [0, 0, 0]
+    assert [(field.name, field.width) for field in made.catalog.item_fields] == [
+        ("genres", 2),
+        ("price", 1),
+        ("brand", 1),
+    ]
+    assert made.catalog.item_codes.shape == made.catalog.item_weights.shape == (made.log.n_items + 1, 4)
+    assert made.catalog.item_codes[PAD].tolist() == [0, 0, 0, 0]
+    assert made.catalog.item_weights[PAD].tolist() == [0, 0, 0, 0]
 
 
 def test_rows_without_any_history_make_a_batch():

@@ -324,7 +324,7 @@ def _draw_recency(axes: Axes, recency: Card) -> None:
     axes.set_xticks(list(TICKS.values()), list(TICKS))
     axes.minorticks_off()
     axes.set_xlim(GAPS[0], GAPS[-1])
-    if True:
+    if recency:
         axes.legend(fontsize=8, frameon=False)
     _name(axes, "From the last event of a history to the target", "", "% of targets")
 
