@@ -19,6 +19,7 @@ from hydrec.cases import Cases, exact_mean
 from hydrec.errors import InputError, at_least, one_of
 
 COLUMNS = ("row", "user", "label", "logit")
+PIECE = 2**14  # elements that torch leaves to one thread
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of a user with so many positives and negatives
     "rows": torch.add,
@@ -94,10 +95,7 @@ def probability(logits: Float[Tensor, " N"]) -> Float64[Tensor, " N"]:
     >>> probability(torch.tensor([0.0, math.log(3)]))
     tensor([0.5000, 0.7500], dtype=torch.float64)
     """
-    # In Python: the last bit of torch.sigmoid depends on where threads split a tensor.
-    small = [math.exp(-abs(z)) for z in logits.tolist()]
-    ours = [(1.0 if z >= 0 else e) / (1 + e) for z, e in zip(logits.tolist(), small, strict=True)]
-    return torch.tensor(ours, dtype=torch.float64)
+    return _pieces(torch.sigmoid, logits.double())
 
 
 def logloss(labels: Int[Tensor, " N"], logits: Float[Tensor, " N"]) -> Float64[Tensor, " N"]:
@@ -106,9 +104,8 @@ def logloss(labels: Int[Tensor, " N"], logits: Float[Tensor, " N"]) -> Float64[T
     >>> logloss(torch.tensor([1, 0, 1]), torch.tensor([0.0, 0.0, math.log(3)]))  # ln 2, ln 2, ln 4/3
     tensor([0.6931, 0.6931, 0.2877], dtype=torch.float64)
     """
-    against = [-z if y else z for y, z in zip(labels.tolist(), logits.tolist(), strict=True)]
-    ours = [max(z, 0.0) + math.log1p(math.exp(-abs(z))) for z in against]
-    return torch.tensor(ours, dtype=torch.float64)
+    against = torch.where(labels == 1, -logits.double(), logits.double())
+    return _pieces(lambda z: z.clamp(min=0) + torch.log1p(torch.exp(-z.abs())), against)
 
 
 def entropy(rate: float) -> float:
@@ -306,6 +303,14 @@ def _refuse(wrong: Tensor, rows: Tensor, users: Tensor, what: str, values: Tenso
         at = int(wrong.nonzero()[0])
         where = f"row {int(rows[at])}, of user number {int(users[at])},"
         raise InputError(f"the {what} of {where} is {values[at].item()}: {why}")
+
+
+def _pieces(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function of each element, the same bits on any number of threads.
+
+    The last bit depends on where threads split a tensor; one of so few elements is never split.
+    """
+    return torch.cat([function(piece) for piece in x.split(PIECE)])
 
 
 def _number(value: float) -> Float64[Tensor, ""]:

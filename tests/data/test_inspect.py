@@ -565,6 +565,11 @@ def test_a_constant_intensity_has_no_correlation_and_no_entropy(value, make):
     diagrams(found)
 
 
+def test_days_with_events_are_those_of_utc(make):
+    days = {time // DAY for time in random_events()["times"].tolist()}
+    assert card(make(), "")["time"]["days_with_events"] == len(days) == 4
+
+
 def test_a_log_of_one_moment(make):
     events = random_events()
     found = card(make(**events | {"times": np.full(len(events["users"]), 7)}), "")

@@ -75,7 +75,7 @@ def card(data: LogData, command: str) -> Card:
         "dataset": about,
         "protocol": data.protocol.identity(),
         "density": len(log) / (log.n_users * log.n_items),
-        "repeated": np.count_nonzero(np.diff(pair) == 0) / len(log),
+        "repeated": int((np.diff(pair) == 0).sum()) / len(log),
         "lengths": {"user": _lengths(sizes[sizes > 0]), "item": _lengths(np.bincount(log.items)[1:])},
         "time": _time(log.times),
         "fields": {
@@ -83,7 +83,7 @@ def card(data: LogData, command: str) -> Card:
             "user": {name: _field(one, pad=1) for name, one in log.user_features.items()},
             "event": {name: _field(one, pad=0) for name, one in log.event_features.items()},
         },
-        "inputs": inputs and inputs | {"behaviour": inputs["item"]},
+        "inputs": inputs and inputs,
         **(_of_clicks(feed, window) if isinstance(feed, ClickFeed) else _of_targets(feed, window)),
     }
 
