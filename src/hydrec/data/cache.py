@@ -23,7 +23,7 @@ import numpy as np
 from hydrec.data.log import InteractionLog, Reader
 from hydrec.errors import InputError
 
-FORMAT = 1  # to be raised when logs are built or laid out in another way
+FORMAT = 2  # to be raised when logs are built or laid out in another way
 
 logger = logging.getLogger("hydrec")
 

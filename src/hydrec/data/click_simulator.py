@@ -4,8 +4,8 @@ Not from a paper; the shape ``commercial`` is as large as the closed set of "Mul
 Network for Fine-grained Feature Learning in CTR Prediction" (MIAN, WSDM 2021). Each kind of structure is a
 term of the logit of a click, weighed by a dial from 0, absent, to 1:
 
-* ``user_item``: whether the user's ``segment`` matches the item's ``category``;
-* ``context_item``: whether the showing's ``daypart`` matches the item's ``format``;
+* ``user_item``: whether the user's ``segment`` matches the item's ``category``, which two of eight do;
+* ``context_item``: whether the showing's ``daypart`` matches the item's ``format``, which two of six do;
 * ``history``: how much of the user's last five clicks of earlier days are of the item's ``topic``;
 * ``popularity``: of the item, whatever else.
 
@@ -178,9 +178,7 @@ class ClickSimulator:
         table, random = self._table(made.cells), self._stream("labels")
         segment, daypart = made.user_fields["segment"] % CATEGORIES, made.event_fields["daypart"] % FORMATS
         topic = made.cells // CATEGORIES // FORMATS
-        recent = np.full(
-            (len(segment), RECENT), TOPICS, np.int8
-        )  # of each user, oldest first; TOPICS for none
+        recent = np.full((len(segment), RECENT), TOPICS, np.int8)  # topics, oldest first; TOPICS for none
         day = (made.seconds // DAY).astype(np.int8)
         labels, logits = np.empty(len(day), np.int8), np.empty(len(day))
         for today in range(DAYS):
@@ -194,9 +192,7 @@ class ClickSimulator:
 
     def _table(self, cells: np.ndarray) -> np.ndarray:
         """Logits of clicks: (segment modulo CATEGORIES, daypart modulo FORMATS, history, item)."""
-        counts = (
-            np.indices((RECENT + 1,) * TOPICS).reshape(TOPICS, -1).T
-        )  # (histories, TOPICS), by `_histories`
+        counts = np.indices((RECENT + 1,) * TOPICS).reshape(TOPICS, -1).T  # of topics, as `_histories` counts
         clicks = counts.sum(1, keepdims=True)
         shares = counts / np.maximum(clicks, 1)
         liking = np.where(clicks > 0, shares @ match(TOPICS), 0)

@@ -83,7 +83,7 @@ def card(data: LogData, command: str) -> Card:
             "user": {name: _field(one, pad=1) for name, one in log.user_features.items()},
             "event": {name: _field(one, pad=0) for name, one in log.event_features.items()},
         },
-        "inputs": inputs and inputs,
+        "inputs": inputs and inputs | {"behaviour": inputs["item"]},
         **(_of_clicks(feed, window) if isinstance(feed, ClickFeed) else _of_targets(feed, window)),
     }
 
