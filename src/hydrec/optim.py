@@ -1,8 +1,7 @@
 """Optimisers whose step costs what a batch touches, whatever the size of the embedding tables.
 
 A table is an ``nn.Embedding`` or ``nn.EmbeddingBag`` with ``sparse=True``: its gradient has the rows of the
-batch and no others. Parameters with dense gradients, and tables that a net also reads whole, are left to
-AdamW itself.
+batch and no others, unless the net also reads it whole. Parameters with dense gradients are left to AdamW.
 
 Differs from AdamW, for tables, in that a row without a gradient stays as it is: its moments do not fade and
 momentum does not move it. Weight decay is that of AdamW all the same: a row that has none yet owes it, and
@@ -13,7 +12,7 @@ Shapes: n distinct rows of a batch, V rows of a table, D width.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ from hydrec.errors import InputError
 class Lazy(torch.optim.AdamW, ABC):
     """AdamW for dense gradients; for sparse ones, a rule of the subclass for the rows that have one.
 
-    Several processes need gloo, as NCCL adds no sparse gradients. Gradients cannot be clipped.
+    Several processes need gloo, as NCCL adds no sparse gradients, and tables that are sparse before the net is
+    wrapped for them. Gradients cannot be clipped.
 
     Args:
         params: parameters, or groups of them with values of their own.
@@ -43,7 +43,7 @@ class Lazy(torch.optim.AdamW, ABC):
         params: Iterable[Any],
         *,
         lr: float,
-        betas: tuple[float, float],
+        betas: Sequence[float],
         eps: float,
         weight_decay: float,
     ) -> None:
@@ -51,9 +51,10 @@ class Lazy(torch.optim.AdamW, ABC):
         self.watched: set[Tensor] = set()
 
     def watch(self, net: nn.Module) -> None:
-        """Makes the embeddings of a net tables whose rows pay their decay before they are looked up.
+        """Makes rows of a net's tables pay their decay before they are looked up.
 
-        Called once, before training. What reads a whole table calls ``settle`` first.
+        Called once, before training, and only needed for weight decay. What reads a whole table calls
+        ``settle`` first.
         """
 
         def pay(table: Any, args: tuple[Tensor, ...]) -> None:
@@ -61,8 +62,6 @@ class Lazy(torch.optim.AdamW, ABC):
                 self._pay(table.weight, args[0].unique())
 
         for module in net.modules():
-            if isinstance(module, nn.Embedding):
-                module.sparse = True
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
                 self.watched.add(module.weight)
                 module.register_forward_pre_hook(pay)

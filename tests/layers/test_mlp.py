@@ -122,7 +122,7 @@ def test_weights_start_by_glorot_and_biases_at_0():
     ("change", "message"),
     [
         ({"activation": "rulu"}, r"model.net.activation=rulu .* did you mean relu\?"),
-        ({"dropout": 1.0}, "model.net.dropout=1.0: must be 0 or more and below 1"),
+        ({"dropout": 1.0}, "model.net.dropout=1.0: must be 0 or more, and below 1"),
         ({"dropout": -0.1}, "model.net.dropout=-0.1"),
         ({"dropout": math.nan}, "model.net.dropout=nan"),
         ({"hidden": [8, 0]}, "model.net.hidden=0"),
