@@ -25,8 +25,8 @@ from hydrec.errors import InputError
 class Lazy(torch.optim.AdamW, ABC):
     """AdamW for dense gradients; for sparse ones, a rule of the subclass for the rows that have one.
 
-    Several processes need gloo, as NCCL adds no sparse gradients, and tables that are sparse before the net is
-    wrapped for them. Gradients cannot be clipped.
+    Several processes need gloo, as NCCL adds no sparse gradients, and tables that are sparse before
+    DistributedDataParallel sees them. Gradients cannot be clipped.
 
     Args:
         params: parameters, or groups of them with values of their own.

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hydrec.callbacks import CheckpointFiles, History, Identity, Patience, checkpoints, say
+from hydrec.data.clicks import ClickProtocol
 from hydrec.data.log import Feature
 from hydrec.data.module import LogData
 from hydrec.errors import InputError, at_least, one_of
@@ -106,6 +107,9 @@ class _Job:
 
     def __init__(self, cfg: DictConfig, data: LogData, *, seconds: dict[str, float]) -> None:
         self.cfg, self.data, self.seconds = cfg, data, seconds
+        if isinstance(data.protocol, ClickProtocol):  # whose loss is one: the option reaches nothing
+            without: Any = OmegaConf.merge(cfg, {"loss": None, "names": {"loss": None}})
+            cfg = self.cfg = without
         self.config = _plain(cfg)
         self.names = self.config["names"]
         # the same run from other folders, or of files that came in another way, is the same run

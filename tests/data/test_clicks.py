@@ -293,7 +293,7 @@ def test_rows_may_bring_their_history():
         labels=[0, 1, 1, 0],
         past=(["x", "b", "a", "c", "x"], [0, 4, 1, 0]),
     )
-    split = days()(log)
+    split = days().split(log)
     everything = sorted(chain(*(shown(split, part) for part in split.parts())))
     named = [[log.item_ids[item] for item in history] for *_, history in everything]
     assert named == [[], ["b", "a", "c"], ["x"], []]
@@ -313,6 +313,14 @@ def test_logs_that_do_not_fit_are_refused(protocol, log, message):
     with pytest.raises(InputError) as caught:
         protocol(random_log(0, **log))
     assert str(caught.value).startswith(message)
+
+
+def test_a_part_of_one_label_is_refused_before_anything_is_trained():
+    log = InteractionLog.build(
+        name="toy", users=[1, 1, 2, 3], items=[1, 2, 1, 3], times=[0, DAY, 2 * DAY, 0], labels=[0, 1, 1, 0]
+    )
+    with pytest.raises(InputError, match="the labels of all 1 samples of valid are 1, and AUC compares both"):
+        days()(log)
 
 
 def test_what_needs_times_or_values_or_categories_says_so():

@@ -291,13 +291,18 @@ def test_the_catalogue_counts_the_training_part_alone():
 
 def test_rows_without_any_history_make_a_batch():
     alone = InteractionLog.build(
-        name="new", users=np.arange(10), items=[1, 2] * 5, times=np.arange(10), values=[5.0, 1.0] * 5
+        name="new",
+        users=np.arange(20),
+        items=[1, 2] * 10,
+        times=np.arange(20),
+        labels=[0, 1] * 10,
+        past=([], [0] * 20),
     )
     protocol = ClickRating(
         window=4,
         shuffle_ties=None,
         metrics=METRICS,
-        threshold=9.0,
+        threshold=None,
         cut="time",
         valid=0.2,
         test=0.2,
@@ -306,6 +311,21 @@ def test_rows_without_any_history_make_a_batch():
     batch = ClickFeed(alone, protocol, declared(NONE)).train(np.arange(3))
     assert batch.items.tolist() == [[PAD]] * 3 and batch.lengths.tolist() == [0, 0, 0]
     assert batch.codes.shape == (3, 0)
+
+
+@pytest.mark.parametrize(("form", "warned"), [({}, True), ({"price": "bucket"}, False)])
+def test_a_category_for_each_fraction_is_worth_a_warning(form, warned, caplog):
+    price = [f"{number / 8}" for number in range(40)]
+    shops = InteractionLog.build(
+        name="s",
+        users=np.arange(40),
+        items=np.arange(40),
+        times=np.arange(40),
+        event_features={"price": price},
+    )
+    rows = np.arange(40)
+    encode(shops, declared(NONE | {"context": ["price"], "form": form}), Trained(rows, rows + 1))
+    assert ("dataset.fields.form={price:bucket}" in caplog.text) == warned
 
 
 def test_histories_that_rows_bring_have_no_times():

@@ -138,6 +138,11 @@ class ClickProtocol(ABC):
                     f"protocol={self.name} leaves no sample in {name}: {log.n_users} users have {len(log)}"
                     f" events ({split.notes}); use {self.needs}"
                 )
+            if name != "train" and part.label.min() == part.label.max():
+                raise InputError(
+                    f"protocol={self.name}: the labels of all {len(part)} samples of {name} are"
+                    f" {part.label[0]}, and AUC compares both; use {self.needs}"
+                )
         return split
 
     @abstractmethod

@@ -6,6 +6,7 @@ A field is a feature of users, items or events of the log, a derived column (`hy
 Letters: B rows, N rows of the log, W columns of codes.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ FORMS = ("bucket", "number")
 BUCKETS = 20  # of a numeric field, at quantiles of the training part
 USER_ID = "user_id"
 PAD, UNKNOWN, FIRST = 0, 1, 2  # codes
+
+logger = logging.getLogger("hydrec")
 
 
 class Trained(NamedTuple):
@@ -67,16 +70,17 @@ def declared(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key in fields:
         one_of("dataset.fields", key, (*GROUPS, "form"))
-    names = [name.removesuffix("*") for group in GROUPS for name in fields.get(group) or ()]
+    given = {group: [str(name) for name in fields.get(group) or ()] for group in GROUPS}  # 7 may be a column
+    names = [name.removesuffix("*") for group in GROUPS for name in given[group]]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"dataset.fields: {name} comes twice; it belongs into one group")
-    forms = {name.removesuffix("*"): form for name, form in (fields.get("form") or {}).items()}
+    forms = {str(name).removesuffix("*"): form for name, form in (fields.get("form") or {}).items()}
     for name, form in forms.items():
         one_of("dataset.fields.form", name, names)
         if type(form) is not int or form < 1:
             one_of(f"dataset.fields.form.{name}", form, (*FORMS, "a number of characters"))
-    return {group: list(fields.get(group) or ()) for group in GROUPS} | {"form": forms}
+    return {**given, "form": forms}
 
 
 def encode(log: InteractionLog, fields: Mapping[str, Any], trained: Trained) -> list[Encoded]:
@@ -90,7 +94,7 @@ def encode(log: InteractionLog, fields: Mapping[str, Any], trained: Trained) -> 
     Raises:
         InputError: there is no such feature, or it is not of that form.
     """
-    found = []
+    found, absent = [], []
     for group in GROUPS:
         for name in fields[group]:
             asked = name.removesuffix("*")
@@ -99,8 +103,11 @@ def encode(log: InteractionLog, fields: Mapping[str, Any], trained: Trained) -> 
             except InputError:
                 if asked == name:
                     raise
+                absent.append(asked)
                 continue
             found.append(_encode(log, asked, group, by, feature, fields["form"].get(asked), trained))
+    if absent:
+        logger.info("%s: the data do not have the fields %s; left out", log.name, ", ".join(absent))
     return found
 
 
@@ -138,6 +145,11 @@ def _encode(
         codes, weights = (_buckets if form == "bucket" else _scaled)(numbers, known)
     else:
         codes, weights = _padded(feature)
+        if len(feature.vocabulary) > BUCKETS and _fractions(feature.vocabulary):
+            logger.warning(
+                "%s: each of the %d numbers of %s is a category; dataset.fields.form={%s:bucket} makes %d",
+                *(log.name, len(feature.vocabulary), name, name, BUCKETS),
+            )
     size = max(int(codes.max()) + 1, FIRST)
     seen = np.zeros(size, bool)
     seen[codes[met]] = True
@@ -167,6 +179,14 @@ def _find(log: InteractionLog, name: str, group: str) -> tuple[str, Feature]:
     return "row", Feature(
         np.array(column.names[FIRST:]), column.codes.astype(np.int32), np.arange(len(log) + 1)
     )
+
+
+def _fractions(vocabulary: np.ndarray) -> bool:
+    """Whether all values are numbers, and not all whole ones."""
+    try:
+        return bool((vocabulary.astype(np.float64) % 1 != 0).any())
+    except ValueError:
+        return False
 
 
 def _padded(feature: Feature) -> tuple[np.ndarray, np.ndarray | None]:

@@ -267,8 +267,8 @@ class InteractionLog:
         """
         if not self.dated:
             raise InputError(
-                f"{key}: {self.name} has no times, only each user's order of events; choose what needs none,"
-                " as protocol=leave_one_out or click_last"
+                f"{key}: {self.name} has no times, only each user's order of events; choose what needs none:"
+                " protocol=leave_one_out or click_last, or click_rating with protocol.cut=user for labels"
             )
 
     def columns(self) -> dict[str, np.ndarray]:

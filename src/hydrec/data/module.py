@@ -115,14 +115,15 @@ class LogData(pl.LightningDataModule):
             if self.samples != CLICKS:
                 raise InputError(
                     f"protocol={self.protocol.name} is of clicks, and this model ranks items: choose another"
-                    " model, or a protocol such as leave_one_out"
+                    " model, or protocol=sliding_window, leave_one_out or global_time"
                 )
             self.feed = ClickFeed(self._load(), self.protocol, self.fields)
         else:
             if self.samples == CLICKS:
                 raise InputError(
                     f"protocol={self.protocol.name} ranks items, and this model predicts clicks: use another"
-                    " model, or protocol=click_last, click_global_time or click_rating"
+                    " model, or protocol=click_last, click_user_split, click_global_time, click_rating or"
+                    " click_days"
                 )
             self.feed = SequenceFeed(self._load(), self.protocol, self.samples)
         self.log, self.split, self.catalog = self.feed.log, self.feed.split, self.feed.catalog
