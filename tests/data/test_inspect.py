@@ -22,6 +22,7 @@ from hydrec.data.log import InteractionLog
 from hydrec.data.module import LogData
 from hydrec.data.page import diagrams, drawn, markdown, tables
 from hydrec.data.protocols import GlobalTime, LeaveOneOut, ReleasedWindows, SlidingWindow
+from hydrec.errors import InputError
 from hydrec.metrics import RankMetrics
 from hydrec.sampling import below, hash64
 
@@ -532,15 +533,12 @@ def test_labels_without_intensity_and_past_items_without_times(make, recwarn):
     assert not recwarn.list
 
 
-def test_a_part_of_one_label_has_no_share_of_the_other(make):
+def test_a_part_of_one_label_is_refused(make):
     events = random_events()
     n = len(events["users"])
     labels = (events["times"] < np.quantile(events["times"], 0.7)) & (np.arange(n) % 2 == 0)
-    found = card(make("click_labels", **events, labels=labels), "")
-    assert found["leakage"]["test"]["positives_in_history"] is None
-    (row,) = [row for table in tables(found) for row in table.rows if row[0] == "positives"]
-    assert row[1].endswith(" %") and row[2] == "-"
-    diagrams(found)
+    with pytest.raises(InputError, match="are 0, and AUC compares both"):
+        make("click_labels", **events, labels=labels)
 
 
 # Logs of other kinds ----------------------------------------------------------------------------------------
