@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 # before the first of these is imported
-_units = ("layers", "losses", "metrics", "models", "sampling")
+_units = ("cases", "click_metrics", "layers", "losses", "metrics", "models", "optim", "sampling")
 install_import_hook([f"hydrec.{unit}" for unit in _units], "beartype.beartype")
 
 os.environ["HYDREC_OFFLINE"] = "1"  # no test, nor a process that one starts, reaches the network

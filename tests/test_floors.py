@@ -29,7 +29,7 @@ OUTSIDE: dict[str, set[str] | None] = {
     "losses": {"torch", "jaxtyping"},
     "sampling": {"torch", "jaxtyping"},
     "cloze": {"torch"},
-    "metrics": {"torch", "jaxtyping", "torchmetrics"},
+    "metrics": {"torch", "jaxtyping"},
     "click_metrics": {"torch", "jaxtyping"},
     "optim": {"torch", "jaxtyping"},
     "data": {"torch", "jaxtyping", "numpy", "polars", "pytorch_lightning", "rich", "matplotlib"},

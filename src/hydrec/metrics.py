@@ -17,11 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hydrec.batch import PAD, EvalCandidates
+from hydrec.cases import Cases, exact_mean
 from hydrec.errors import InputError, one_of
 
 TIES = ("expected", "pessimistic", "optimistic")
@@ -247,7 +245,7 @@ AT_K: dict[str, Callable[[Ranks, int], Tensor]] = {
 }
 
 
-class RankMetrics(Metric):
+class RankMetrics(Cases):
     """Every ranking metric of the test rows that all processes saw, each row once.
 
     The means are correctly rounded sums in float64: neither the order of batches nor the number of processes
@@ -261,16 +259,12 @@ class RankMetrics(Metric):
         InputError: ``at`` or ``ties`` is none of these.
     """
 
-    full_state_update = False
-    cases: list[Tensor] | Tensor
-
     def __init__(self, *, at: Sequence[int], ties: str) -> None:
-        super().__init__(dist_sync_fn=_gather)
+        super().__init__(COLUMNS)
         if not isinstance(at, Sequence) or not at or any(type(k) is not int or k < 1 for k in at):
             raise InputError(f"protocol.metrics.at={at} is no list of whole numbers from 1; try at=[5,10]")
         self.at = tuple(at)
         self.ties = one_of("protocol.metrics.ties", ties, TIES)
-        self.add_state("cases", default=[], dist_reduce_fx="cat")  # (n, 5) int64 each: one state, one gather
 
     def update(self, rows: Int[Tensor, " M"], users: Int[Tensor, " M"], ranks: Ranks) -> None:
         """Adds ranked rows.
@@ -282,17 +276,6 @@ class RankMetrics(Metric):
         """
         assert isinstance(self.cases, list)
         self.cases.append(torch.stack([rows, users, *ranks], 1))
-
-    def table(self) -> dict[str, Int[Tensor, " N"]]:
-        """Columns row, user, greater, equal, candidates of all processes, sorted by row, on the CPU.
-
-        Every process must call it.
-
-        Raises:
-            InputError: a row was added twice.
-        """
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            return self._table()
 
     def compute(self) -> dict[str, Float64[Tensor, ""]]:
         """Means over all rows, as ``hit@5`` or ``mrr``, on the CPU.
@@ -311,10 +294,10 @@ class RankMetrics(Metric):
         _, user, counts = table["user"].unique(return_inverse=True, return_counts=True)
         means, user_means = {}, {}
         for name, values in self._values(break_ties(ranks, self.ties)):
-            means[name] = _mean(values)
+            means[name] = exact_mean(values)
             if counts.min() < counts.max():
-                user_means[f"user/{name}"] = _mean(torch.bincount(user, weights=values) / counts)
-        return means | {"mean_equal": _mean(ranks.equal)} | user_means
+                user_means[f"user/{name}"] = exact_mean(torch.bincount(user, weights=values) / counts)
+        return means | {"mean_equal": exact_mean(ranks.equal)} | user_means
 
     def random_row(self, candidates: Int[Tensor, " N"]) -> dict[str, Float64[Tensor, ""]]:
         """The means of a random order in closed form: each place is as likely, whatever the tie rule.
@@ -324,7 +307,7 @@ class RankMetrics(Metric):
         """
         candidates = candidates.cpu()
         ranks = Ranks(torch.zeros_like(candidates), candidates - 1, candidates)
-        return {name: _mean(values) for name, values in self._values(ranks)}
+        return {name: exact_mean(values) for name, values in self._values(ranks)}
 
     def identity(self) -> dict[str, Any]:
         """What runs must share to be compared; the version stands for the definitions of the metrics."""
@@ -353,25 +336,3 @@ class RankMetrics(Metric):
                 yield f"{name}@{k}", metric(ranks, k)
         yield "mrr", mrr(ranks)
         yield "mean_rank", mean_rank(ranks)
-
-    def _table(self) -> dict[str, Tensor]:
-        empty = torch.empty(0, len(COLUMNS), dtype=torch.int64)
-        cases = dim_zero_cat(self.cases).cpu() if len(self.cases) else empty
-        cases = cases[cases[:, 0].argsort()]
-        twice = cases[1:, 0][cases[1:, 0] == cases[:-1, 0]]
-        if len(twice):
-            raise InputError(
-                f"row {int(twice[0])} of the log was evaluated twice, as by a sampler that fills batches; "
-                "set trainer.use_distributed_sampler=false"
-            )
-        return dict(zip(COLUMNS, cases.unbind(1), strict=True))
-
-
-def _gather(cases: Tensor, group: Any = None) -> list[Tensor]:
-    # For a process without rows torchmetrics makes up an empty tensor, in float32 and of one dimension.
-    return gather_all_tensors(cases.long().reshape(-1, len(COLUMNS)), group)
-
-
-def _mean(values: Tensor) -> Float64[Tensor, ""]:
-    # Exact, as torch.sum adds in an order that depends on threads, whose number goes with that of processes.
-    return torch.tensor(math.fsum(values.tolist()) / len(values), dtype=torch.float64)
