@@ -22,6 +22,7 @@ from hydrec.models.itemknn import ItemKNN
 from hydrec.models.markov import Markov
 from hydrec.models.popularity import Popularity, RecentPopularity
 from hydrec.models.rate import Rate
+from hydrec.optim import Lazy
 from hydrec.sampling import Drawn, hash64
 
 LARGE = 2 * 10**7  # training rows: to count the pairs of more takes GiB and most of a minute
@@ -95,7 +96,7 @@ class NextItem(pl.LightningModule):
         objective: Any = loss["objective"]
         self.objective = objective(catalog) if isinstance(objective, partial) else objective
         self.candidates: Any = loss["candidates"](catalog)
-        self.make_optimiser = optimiser
+        self.optimiser = made(optimiser, self.net)
         self.n_items, self.seed = catalog.n_items, seed
         self.catalog = catalog
         self.references: dict[str, Any] = {}  # no modules of this one: no checkpoint needs to carry them
@@ -112,7 +113,7 @@ class NextItem(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """The optimiser over the net's own parameter groups, or over all that require a gradient."""
-        return optimiser(self.make_optimiser, self.net)
+        return self.optimiser
 
     def on_train_epoch_start(self) -> None:
         """Forgets the results of the epoch before: not every epoch need be validated."""
@@ -148,8 +149,13 @@ class NextItem(pl.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(row))
         return loss
 
+    def on_validation_start(self) -> None:
+        """Makes the weights of the epoch those that will be judged."""
+        settle(self)
+
     def on_train_epoch_end(self) -> None:
         """Passes the net's own values of the epoch on to the loggers; its history asks the net."""
+        settle(self)
         if hasattr(self.net, "scalars"):
             self.log_dict(self.net.scalars())
 
@@ -255,15 +261,37 @@ def trainable(net: nn.Module) -> bool:
     return any(p.requires_grad for p in net.parameters())
 
 
-def optimiser(
-    make: Callable[[Iterable], torch.optim.Optimizer] | None, net: Any
-) -> torch.optim.Optimizer | None:
-    """The optimiser over a net's own parameter groups, or over all parameters that require a gradient."""
-    if make is None:
+def made(make: Callable[[Iterable], torch.optim.Optimizer] | None, net: Any) -> torch.optim.Optimizer | None:
+    """The optimiser over a net's own parameter groups, or over all parameters that require a gradient.
+
+    Raises:
+        InputError: a value is out of range, or the net has tables with sparse gradients, which the optimiser
+            cannot take.
+    """
+    if make is None or not trainable(net):
         return None
-    if hasattr(net, "parameter_groups"):
-        return make(net.parameter_groups())
-    return make([p for p in net.parameters() if p.requires_grad])
+    groups = hasattr(net, "parameter_groups")
+    try:
+        optimiser = make(
+            net.parameter_groups() if groups else [p for p in net.parameters() if p.requires_grad]
+        )
+    except ValueError as error:  # torch's, of a value out of range
+        raise InputError(f"model.optimiser: {error}") from error
+    if isinstance(optimiser, Lazy):
+        optimiser.watch(net)
+    elif any(getattr(module, "sparse", False) for module in net.modules()):
+        raise InputError(
+            f"model.net.sparse=true: {type(optimiser).__name__} needs dense gradients; set it to false, or"
+            " use hydrec.optim.LazyAdam or RowAdagrad, as conf/model/deepfm_lazy.yaml does"
+        )
+    return optimiser
+
+
+def settle(module: pl.LightningModule) -> None:
+    """Makes rows of tables that a lazy optimiser left alone pay their decay, before all of them are read."""
+    for optimiser in module.trainer.optimizers:
+        if isinstance(optimiser, Lazy):
+            optimiser.settle()
 
 
 def select(state: Any, supervised: Tensor) -> Any:
@@ -336,7 +364,7 @@ class Click(pl.LightningModule):
         for name, by in (("constant", "none"), ("popularity", "item")):
             self.references[name] = Rate(catalog, by=by, prior=1.0)
             self.references[name].fit(catalog)
-        self.make_optimiser, self.seed = optimiser, seed
+        self.optimiser, self.seed = made(optimiser, self.net), seed
         self.valid: Any = metrics.clone()
         self.test: Any = nn.ModuleDict({name: metrics.clone() for name in ("model", *self.references)})
         self.results: dict[str, float] = {}
@@ -348,7 +376,7 @@ class Click(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """The optimiser over the net's own parameter groups, or over all that require a gradient."""
-        return optimiser(self.make_optimiser, self.net)
+        return self.optimiser
 
     def on_train_epoch_start(self) -> None:
         """Forgets the results of the epoch before: not every epoch need be validated."""
@@ -367,6 +395,14 @@ class Click(pl.LightningModule):
         terms["train/auxiliary"] = auxiliary.detach().float()
         self.log_dict(terms, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(logits))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Makes the weights of the epoch those that will be saved, validated or not."""
+        settle(self)
+
+    def on_validation_start(self) -> None:
+        """Makes the weights of the epoch those that will be judged."""
+        settle(self)
 
     def validation_step(self, batch: ClickBatch, batch_idx: int) -> None:
         """Judges a validation batch."""
