@@ -328,7 +328,8 @@ def lengths(n: int) -> np.ndarray:
 def shuffled(
     n: int, size: int, world: int = 1, rank: int = 0, seed: int = 0, epoch: int = 0, of=None
 ) -> list[np.ndarray]:
-    order = Shuffled(lengths(n) if of is None else of, size, seed=seed, rank=rank, world=world)
+    some = lengths(n) if of is None else of
+    order = Shuffled(some.__getitem__, n, size, seed=seed, rank=rank, world=world)
     order.set_epoch(epoch)
     assert len(order) == len(list(order))
     return list(order)
@@ -364,7 +365,7 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert flat(seed=1, epoch=2) == flat(seed=1, epoch=2)
     orders = [flat(), flat(epoch=1), flat(seed=1), flat(seed=1, epoch=1), list(range(1000))]
     assert len(set(map(tuple, orders))) == 5
-    again = Shuffled(lengths(1000), 64, seed=0, rank=0, world=1)
+    again = Shuffled(lengths(1000).__getitem__, 1000, 64, seed=0, rank=0, world=1)
     list(again)
     assert np.concatenate(list(again)).tolist() == flat()  # iterating changes nothing
 
@@ -441,7 +442,7 @@ def test_lightning_goes_through_the_epochs_and_resumes_between_them(make, tmp_pa
         Record(halves), make(), ckpt_path=tmp_path / "one.ckpt"
     )
     train = data.split.train
-    order = Shuffled(train.last - train.first, 100, seed=0, rank=0, world=1)
+    order = Shuffled((train.last - train.first).__getitem__, len(train), 100, seed=0, rank=0, world=1)
     expected = []
     for epoch in range(3):
         order.set_epoch(epoch)

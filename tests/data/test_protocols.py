@@ -17,13 +17,16 @@ from omegaconf import OmegaConf
 from hydrec.data.log import InteractionLog
 from hydrec.data.protocols import (
     GlobalTime,
+    Latest,
     LeaveOneOut,
     ReleasedWindows,
     Samples,
     SlidingWindow,
     Split,
+    joined,
     ragged,
 )
+from hydrec.data.protocols import touched as touched_rows
 from hydrec.errors import InputError
 from hydrec.metrics import RankMetrics
 
@@ -582,3 +585,24 @@ def test_released_split_leaks_and_sliding_windows_do_not(folder, in_training, sh
         assert low <= found <= high
     assert leaks(sliding(window=12, stride=13)(log)) == (0, 0)
     assert leaks(sliding(window=12, stride=1)(log))[0] == 0
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.floats(0, 1))
+@settings(deadline=None, max_examples=60)
+def test_samples_of_targets_alone_are_those_with_all_pointers(seed, window, share):
+    log = random_log(seed, ties=True)
+    draw = np.random.default_rng(seed)
+    later = np.flatnonzero(log.users[1:] == log.users[:-1]) + 1
+    target = later[draw.random(len(later)) <= share]
+    some = Latest(log, target, window)
+    begins = {user: int((log.users < user).sum()) for user in set(log.users.tolist())}
+    first = np.array([max(row - window, begins[log.users[row]]) for row in target], np.int64)
+    slow = Samples(first, target, target)
+    assert some.first.tolist() == first.tolist() and some.last is some.target
+    rows = draw.integers(0, max(1, len(target)), 5)[: len(target)]
+    assert some[rows].first.tolist() == first[rows].tolist()
+    within = [set(range(a, b)) for a, b in zip(first, target, strict=True)]
+    pairs = set().union(*within)
+    for each in (some, slow):
+        assert set(np.flatnonzero(joined(each, len(log))).tolist()) == pairs
+        assert set(np.flatnonzero(touched_rows(each, len(log))).tolist()) == pairs | set(target.tolist())

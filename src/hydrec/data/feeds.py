@@ -5,6 +5,7 @@ Shapes: B rows, T history positions, C candidates, E excluded items, V items, N 
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hydrec.batch import PAD, Catalog, ClickBatch, ClickCatalog, EvalCandidates,
 from hydrec.data.clicks import ClickProtocol, ClickSamples
 from hydrec.data.fields import Encoded, Trained, encode, stacked
 from hydrec.data.log import InteractionLog, ragged
-from hydrec.data.protocols import Protocol, Samples, touched
+from hydrec.data.protocols import Protocol, Samples, joined, touched
 from hydrec.errors import InputError
 from hydrec.sampling import cumulative, lists
 
@@ -35,25 +36,47 @@ class SequenceFeed:
     Attributes:
         log: the log that the pointers point into.
         split: the parts.
-        catalog: what models may know.
         lists: (n, C) int32 competitors of each part that is evaluated, where they are drawn.
-        trained: (N,) whether a training sample touches a row of the log.
     """
 
     def __init__(self, log: InteractionLog, protocol: Protocol, samples: str) -> None:
         self.protocol, self.ahead = protocol, SAMPLES[samples]
         self.split = protocol(log)
         self.log = self.split.log
-        self.trained = touched(self.split.train, len(self.log))
-        self.catalog = _catalog(self.log, self.split.train, self.trained)
         self._train = _training(samples, self.split.train, protocol.window, len(self.log))
         self.lists: dict[str, np.ndarray] = {}
         if protocol.lists is not None:
             self.lists = {part: self._draw_lists(part) for part in ("valid", "test")}
 
-    def lengths(self) -> np.ndarray:
-        """(n,) int32, events in the history of each training row."""
-        return (self._train.last - self._train.first).astype(np.int32)
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """(N,) whether a training sample touches a row of the log."""
+        return touched(self.split.train, len(self.log))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What models may know; made when one asks."""
+        log = self.log
+        targets = np.bincount(log.items[self.split.train.target], minlength=log.n_items + 1)
+        return Catalog(
+            n_users=log.n_users,
+            n_items=log.n_items,
+            users=torch.from_numpy(log.users[self.trained].astype(np.int64)),
+            items=torch.from_numpy(log.items[self.trained].astype(np.int64)),
+            times=torch.from_numpy(log.times[self.trained]),
+            values=torch.from_numpy(log.values[self.trained]),
+            targets=torch.from_numpy(targets),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Training rows of an epoch."""
+        return len(self._train)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """(B,) events in the histories of the training rows at some positions."""
+        some = self._train[indices]
+        return some.last - some.first
 
     def train(self, indices: np.ndarray) -> SequenceBatch:
         """The training rows at some positions; T is the longest of them."""
@@ -187,7 +210,7 @@ class SequenceFeed:
             }
         return {
             "windows": split.windows,
-            "trained_rows": len(self._train),  # of an epoch: histories, where they have several targets
+            "trained_rows": self.rows,  # of an epoch: histories, where they have several targets
             "windows_items": distinct(log.items[used]),
             "windows_interactions": int(used.sum()),
             "parts": parts,
@@ -263,9 +286,15 @@ class ClickFeed:
         )
         self._ahead: list[Encoded] = ahead
 
-    def lengths(self) -> np.ndarray:
-        """(n,) int32, behaviours of each training sample."""
-        return (self.split.train.last - self.split.train.first).astype(np.int32)
+    @property
+    def rows(self) -> int:
+        """Training samples."""
+        return len(self.split.train)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """(B,) behaviours of the training samples at some positions."""
+        train = self.split.train
+        return train.last[indices] - train.first[indices]
 
     def train(self, indices: np.ndarray) -> ClickBatch:
         """The training samples at some positions."""
@@ -406,23 +435,9 @@ def histories(samples: Samples, window: int, n: int) -> Samples:
     Returns:
         The pieces: inputs ``first:last``, each followed by its target; ``target`` is the last one.
     """
-    inside = np.bincount(samples.first, minlength=n) - np.bincount(samples.target, minlength=n)
-    joined = inside.cumsum() > 0  # (n,) a row with the one after it
-    first, last = np.flatnonzero(np.diff(joined, prepend=False, append=False)).reshape(-1, 2).T
+    runs = np.diff(joined(samples, n), prepend=False, append=False)
+    first, last = np.flatnonzero(runs).reshape(-1, 2).T
     counts = -(-(last - first) // window)
     run, place = ragged(counts)
     target = last[run] - window * (counts[run] - 1 - place)
     return Samples(np.maximum(first[run], target - window), target, target)
-
-
-def _catalog(log: InteractionLog, train: Samples, touched: np.ndarray) -> Catalog:
-    targets = np.bincount(log.items[train.target], minlength=log.n_items + 1)
-    return Catalog(
-        n_users=log.n_users,
-        n_items=log.n_items,
-        users=torch.from_numpy(log.users[touched].astype(np.int64)),
-        items=torch.from_numpy(log.items[touched].astype(np.int64)),
-        times=torch.from_numpy(log.times[touched]),
-        values=torch.from_numpy(log.values[touched]),
-        targets=torch.from_numpy(targets),
-    )

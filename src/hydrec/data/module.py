@@ -66,7 +66,6 @@ class LogData(pl.LightningDataModule):
         log: the log that the pointers point into.
         feed: makes the batches.
         split: the parts.
-        catalog: what models may know.
         stood_in: whether the log is the stand-in's.
     """
 
@@ -74,7 +73,6 @@ class LogData(pl.LightningDataModule):
     log: InteractionLog
     feed: SequenceFeed | ClickFeed
     split: Split | ClickSplit
-    catalog: Catalog | ClickCatalog
 
     def __init__(
         self,
@@ -126,13 +124,18 @@ class LogData(pl.LightningDataModule):
                     " click_days"
                 )
             self.feed = SequenceFeed(self._load(), self.protocol, self.samples)
-        self.log, self.split, self.catalog = self.feed.log, self.feed.split, self.feed.catalog
+        self.log, self.split = self.feed.log, self.feed.split
         self.name = self.log.name
         self._ready = True
 
     def setup(self, stage: str) -> None:
         """Prepares, where nobody has."""
         self.prepare()
+
+    @property
+    def catalog(self) -> Catalog | ClickCatalog:
+        """What models may know."""
+        return self.feed.catalog
 
     # Batches ------------------------------------------------------------------------------------------------
 
@@ -143,7 +146,8 @@ class LogData(pl.LightningDataModule):
             InputError: there are fewer rows in a step than processes.
         """
         rank, world = _process()
-        order = Shuffled(self.feed.lengths(), self.batch_size, seed=self.seed, rank=rank, world=world)
+        feed = self.feed
+        order = Shuffled(feed.lengths, feed.rows, self.batch_size, seed=self.seed, rank=rank, world=world)
         if order.smallest < world:
             raise InputError(
                 f"batch_size={self.batch_size}: a step of {order.smallest} training samples leaves some of"
@@ -217,14 +221,24 @@ class Shuffled:
     and the batches are shuffled. Where all lengths are equal that is a shuffled order like any other.
 
     Args:
-        lengths: (n,) of the histories of the samples.
+        lengths: (B,) of the histories of the samples at (B,) positions.
+        n: samples.
         batch_size: rows of a batch, at most, of all processes together.
         seed: of the run.
         rank, world: this process, and how many there are.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int, rank: int, world: int) -> None:
-        self.lengths, self.n = lengths, len(lengths)
+    def __init__(
+        self,
+        lengths: Callable[[np.ndarray], np.ndarray],
+        n: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.lengths, self.n = lengths, n
         self.batches = -(-self.n // batch_size)
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
@@ -247,7 +261,7 @@ class Shuffled:
         for start in range(0, self.batches, some):
             first, *ends = starts[start : start + some + 1]
             order = permuted(torch.arange(first, ends[-1]), self.n, self.seed, "shuffle", self.epoch).numpy()
-            order = order[np.argsort(self.lengths[order], kind="stable")]
+            order = order[np.argsort(self.lengths(order), kind="stable")]
             batches = np.split(order, [end - first for end in ends[:-1]])
             turns = hash64(self.seed, "batches", self.epoch, torch.arange(start, start + len(batches)))
             for turn in turns.argsort():

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ CANDIDATES = ("full", "sampled")
 EXCLUDE = ("window", "user", "train")
 
 
-@dataclass(frozen=True)
 class Samples:
     """Pointers into a log, ascending in ``target``: 24 bytes a sample, however long its history.
 
@@ -35,9 +35,8 @@ class Samples:
         target: (n,) int64; the row to predict. No two samples of a part share it.
     """
 
-    first: np.ndarray
-    last: np.ndarray
-    target: np.ndarray
+    def __init__(self, first: np.ndarray, last: np.ndarray, target: np.ndarray) -> None:
+        self.first, self.last, self.target = first, last, target
 
     def __len__(self) -> int:
         return len(self.target)
@@ -45,6 +44,39 @@ class Samples:
     def __getitem__(self, which: np.ndarray) -> "Samples":
         """The samples at some positions or where a mask holds."""
         return Samples(self.first[which], self.last[which], self.target[which])
+
+    def spans(self) -> "Samples":
+        """Samples that have the same rows, and the same neighbours among them; fewer, where that is easy."""
+        return self
+
+
+class Latest(Samples):
+    """Samples whose history is the last ``window`` events of the target's user: 8 bytes a sample.
+
+    Args:
+        log: the log.
+        target: rows in ascending order, no user's first.
+        window: events of a history, at most.
+    """
+
+    def __init__(self, log: InteractionLog, target: np.ndarray, window: int) -> None:
+        self.log, self.window = log, window
+        self.last = self.target = target
+
+    @cached_property
+    def first(self) -> np.ndarray:  # type: ignore[override]
+        """Found when asked for, and that is mostly of the few samples of a batch."""
+        return np.maximum(self.target - self.window, self.log.offsets[self.log.users[self.target]])
+
+    def __getitem__(self, which: np.ndarray) -> "Latest":
+        return Latest(self.log, self.target[which], self.window)
+
+    def spans(self) -> Samples:
+        """One for each run of targets: what the first of a run has before it, the others have as well."""
+        begins = np.diff(self.target, prepend=-2) > 1
+        ends = np.diff(self.target, append=len(self.log) + 1) > 1
+        first, target = self[begins].first, self.target[ends]
+        return Samples(first, target, target)
 
 
 @dataclass(frozen=True)
@@ -375,7 +407,7 @@ class LeaveOneOut(Protocol):
         trains = later_rows(log)
         trains[last] = trains[last - 1] = False
         train, valid, test = (
-            latest_history(log, target, self.window) for target in (np.flatnonzero(trains), last - 1, last)
+            Latest(log, target, self.window) for target in (np.flatnonzero(trains), last - 1, last)
         )
         return Split(
             log,
@@ -430,8 +462,7 @@ class GlobalTime(Protocol):
         later = later_rows(log)
         asked |= part == 0
         train, valid, test = (
-            latest_history(log, np.flatnonzero(asked & later & (part == number)), self.window)
-            for number in range(3)
+            Latest(log, np.flatnonzero(asked & later & (part == number)), self.window) for number in range(3)
         )
         return Split(
             log,
@@ -462,13 +493,6 @@ def _windows(log: InteractionLog, window: int, stride: int, counts: np.ndarray) 
     return Samples(first, first + window, first + window)
 
 
-def latest_history(log: InteractionLog, target: np.ndarray, window: int) -> Samples:
-    """Targets, rows in ascending order and no user's first, with the last ``window`` events before each."""
-    first = target - window
-    np.maximum(first, log.offsets[log.users[target]], out=first)
-    return Samples(first, target, target)
-
-
 def later_rows(log: InteractionLog) -> np.ndarray:
     """(N,) whether a row is not the first of its user."""
     later = np.ones(len(log), bool)
@@ -478,10 +502,24 @@ def later_rows(log: InteractionLog) -> np.ndarray:
 
 def touched(samples: Samples, n: int) -> np.ndarray:
     """(n,) whether a row of the log is in a history or the target of a sample."""
-    inside = np.bincount(samples.first, minlength=n + 1) - np.bincount(samples.last, minlength=n + 1)
-    found = inside.cumsum()[:n] > 0
+    spans = samples.spans()
+    found = _inside(spans.first, spans.last, n)
     found[samples.target] = True
     return found
+
+
+def joined(samples: Samples, n: int) -> np.ndarray:
+    """(n,) whether a row and the one after it are both in the history of a sample, or one is its target."""
+    spans = samples.spans()
+    return _inside(spans.first, spans.target, n)
+
+
+def _inside(first: np.ndarray, last: np.ndarray, n: int) -> np.ndarray:
+    """(n,) whether a place is in any of the ranges ``first:last``."""
+    steps = np.zeros(n + 1, np.int32)
+    np.add.at(steps, first, 1)
+    np.add.at(steps, last, -1)
+    return np.cumsum(steps, out=steps)[:n] > 0
 
 
 def _without_cold(split: Split) -> Split:
