@@ -158,7 +158,7 @@ def test_without_behaviours_the_history_says_nothing(make_click_net, random_clic
         net = shaken(make_click_net(f"model={name}")).eval()
         batch = random_clicks()._replace(lengths=torch.zeros(6, dtype=torch.long))
         inputs = net.tables(batch)
-        found = net.interactions["ibim"](inputs)
+        found, _ = net.interactions["ibim"](inputs)
         assert torch.equal(found, torch.cat([inputs.item, torch.zeros(6, WIDE)], 1))
         logits, auxiliary = net(batch)
         (logits.sum() + auxiliary).backward()
@@ -184,7 +184,7 @@ def test_the_half_of_the_item_is_the_item(make_click_net, random_clicks):
     net = shaken(make_click_net("model=mian")).eval()
     inputs = net.tables(random_clicks())
     for interaction in net.interactions.values():
-        found = interaction(inputs)
+        found, _ = interaction(inputs)
         assert torch.equal(found[:, :WIDE], inputs.item)
         assert found[0, WIDE:].abs().min() > 0
 
@@ -235,6 +235,12 @@ def test_the_weights_shown_are_those_in_use(make_click_net, random_clicks):
             weighed = [w[:, None] * part for w, part in zip(weights.unbind(1), parts, strict=True)]
             assert_close(joined, torch.cat(weighed, 1))
         assert_close(weights.sum(1), torch.full((6,), 7.0 if name == "mian_no_gim" else 1.0))
+        shown = net.weights(batch)
+        assert shown.keys() == {"gim", *net.interactions} and torch.equal(shown["gim"], weights)
+        for of, interaction in net.interactions.items():
+            _, (_, used) = heard(interaction.interaction, net, batch)
+            assert torch.equal(shown[of], used)
+            assert used.shape == (6, {"ibim": 12, "iuim": J, "icim": K}[of])
 
 
 def test_parts_are_named_in_the_order_of_the_paper(make_click_net):

@@ -73,9 +73,8 @@ class Latest(Samples):
 
     def spans(self) -> Samples:
         """One for each run of targets: what the first of a run has before it, the others have as well."""
-        begins = np.diff(self.target, prepend=-2) > 1
-        ends = np.diff(self.target, append=len(self.log) + 1) > 1
-        first, target = self[begins].first, self.target[ends]
+        gaps, n = np.flatnonzero(np.diff(self.target) > 1), len(self)
+        first, target = self[np.append(0, gaps + 1)[:n]].first, self.target[np.append(gaps, n - 1)[:n]]
         return Samples(first, target, target)
 
 
@@ -504,7 +503,7 @@ def touched(samples: Samples, n: int) -> np.ndarray:
     """(n,) whether a row of the log is in a history or the target of a sample."""
     spans = samples.spans()
     found = _inside(spans.first, spans.last, n)
-    found[samples.target] = True
+    found[spans.target] = True
     return found
 
 

@@ -152,11 +152,11 @@ class Behaviours(nn.Module):
         self.interaction = Interaction(window if per_slot else 1, width, width)
         self.number: Callable[[Tensor], Tensor] = _own if per_slot else _shared
 
-    def forward(self, inputs: Inputs) -> Float[Tensor, "B R"]:
-        """The candidate, beside what the history has for it; 0 where there is none."""
+    def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B T"]]:
+        """The candidate, beside what the history has for it, 0 where there is none; and the weights a."""
         slot = slots(inputs.valid, self.window)
         h = self.norm(self.block(self.place(inputs.behaviours, slot), inputs.valid))
-        return self.interaction(inputs.item, h, self.number(slot), inputs.valid)[0]
+        return self.interaction(inputs.item, h, self.number(slot), inputs.valid)
 
 
 def _own(slot: Tensor) -> Tensor:
@@ -181,11 +181,11 @@ class Fields(nn.Module):
         super().__init__()
         self.group, self.interaction = group, Interaction(count, width, dim)
 
-    def forward(self, inputs: Inputs) -> Float[Tensor, "B R"]:
-        """The candidate, beside what the fields have for it."""
+    def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B S"]]:
+        """The candidate, beside what the fields have for it; and the weights a."""
         x = getattr(inputs, self.group)
         number = torch.arange(x.shape[1], device=x.device)
-        return self.interaction(inputs.item, x, number, torch.ones_like(number, dtype=torch.bool)[None])[0]
+        return self.interaction(inputs.item, x, number, torch.ones_like(number, dtype=torch.bool)[None])
 
 
 class Sum(nn.Module):
@@ -373,17 +373,26 @@ class MIAN(nn.Module):
 
     def part_weights(self, batch: ClickBatch) -> Float[Tensor, "B L"]:
         """The weights of eq. 14 of ``parts``, as fig. 6 shows them: they sum to 1; without GIM each is 1."""
+        return self.weights(batch)["gim"]
+
+    def weights(self, batch: ClickBatch) -> dict[str, Float[Tensor, "B _"]]:
+        """What every softmax over slots or parts gives, by the name of the module.
+
+        ``gim`` weighs ``parts``, ``ibim`` behaviours (0 on padding), ``iuim`` and ``icim`` the fields of user
+        and context, in their order; each sums to 1, but for ``ibim`` without behaviours and a missing GIM.
+        """
         return self._joined(self.tables(batch))[1]
 
-    def _joined(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _joined(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         raw = {
             "item": inputs.item,
             "context": inputs.context.flatten(1),
             "behaviours": pooled(inputs.behaviours, inputs.valid),
             "user": inputs.user.flatten(1),
         }
-        met = [interaction(inputs) for interaction in self.interactions.values()]
-        return self.gim([*(raw[name] for name in self.raw), *met])
+        met = {name: interaction(inputs) for name, interaction in self.interactions.items()}
+        joined, shares = self.gim([*(raw[name] for name in self.raw), *(part for part, _ in met.values())])
+        return joined, {"gim": shares} | {name: weights for name, (_, weights) in met.items()}
 
     def _matrices(self) -> list[nn.Parameter]:
         """All weights but biases, norms and embeddings."""
