@@ -1,11 +1,14 @@
 """Prints tables of finished runs in Markdown, one for each data set and protocol.
 
     python docs/results.py RUNS [RUNS ...]
+    python docs/results.py RUNS --base din         # click models: beside DIN, by AUC, logloss and time
 
 RUNS is a folder of run folders, such as runs/single. Runs of one model that differ in their seed alone are a
-line with mean and standard deviation. Runs whose data or protocols differ are never in one table.
+line with mean and standard deviation. Runs whose data or protocols differ are never in one table. Seconds are
+of the wall clock, with validation, on whatever else the machine had to do.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,6 +17,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+
+from hydrec.click_metrics import ratio, relaimpr
 
 RANKING = ("hit@5", "mrr@5", "hit@10", "mrr@10", "ndcg@10")
 CLICKS = ("auc", "gauc", "logloss", "base_rate", "ne", "ece")
@@ -34,34 +39,55 @@ def finished(folders: Iterable[str]) -> list[Run]:
     return runs
 
 
-def table(title: str, runs: Sequence[Run]) -> str:
-    """One data set under one protocol: a line for each model, then what they are read beside."""
+def table(title: str, runs: Sequence[Run], base: str | None = None) -> str:
+    """One data set under one protocol: a line for each model, then what they are read beside.
+
+    Args:
+        title: stands above.
+        runs: of this data set and protocol.
+        base: a model; the others get what they gain over it. DIN's RelaImpr, and the plain ratios that MIAN's
+            tables print.
+    """
     metrics = runs[0][0]
     names = [name for name in (*RANKING, *CLICKS) if f"test/{name}" in metrics]
     kinds = dict.fromkeys(name.partition("/")[0] for name in metrics)
-    lines = [f"| model | seeds | {' | '.join(names)} | epochs (tested) | training | parameters |"]
-    lines.append("|---" * (len(names) + 5) + "|")
     by_model: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         by_model.setdefault((run[1]["names"]["model"], run[2]), []).append(run)
+    ranks = "hit@10" in names
+    beside = [some for (model, _), some in by_model.items() if model == base]
+    gains = ["RelaImpr", "auc ratio", "logloss ratio", "time ratio"] if beside else []
+    columns = [*(["loss"] if ranks else []), "seeds", *names, *gains]
+    lines = [f"| model | {' | '.join(columns)} | epochs (tested) | s an epoch | parameters |"]
+    lines.append("|---" * (len(columns) + 4) + "|")
     for (model, _), some in by_model.items():
-        cells = [_spread([run[0].get(f"test/{name}") for run in some]) for name in names]
-        epochs = [run[1]["epochs"] for run in some if "epochs" in run[1]]
+        cells = [some[0][1]["names"]["loss"] if _trained(some[0]) else ""] if ranks else []
+        cells += [str(len(some)), *(_spread([run[0].get(f"test/{name}") for run in some]) for name in names)]
+        if beside:
+            cells += _gains(some, beside[0])
+        epochs = [run[1]["epochs"] for run in some if _trained(run)]
         trained = " ".join(f"{each['trained']} ({each['tested'] + 1})" for each in epochs)
-        seconds = f"{mean(run[1]['seconds']['fit'] for run in some):.0f} s"
+        seconds = f"{_seconds(some):.1f}" if epochs else ""
         size = f"{some[0][1]['parameters']:,}"
-        lines.append(f"| `{model}` | {len(some)} | {' | '.join(cells)} | {trained} | {seconds} | {size} |")
+        lines.append(f"| `{model}` | {' | '.join(cells)} | {trained} | {seconds} | {size} |")
     for kind in kinds:
         if kind not in ("test", "valid", "train"):
             cells = [_spread([run[0].get(f"{kind}/{name}") for run in runs[:1]]) for name in names]
-            lines.append(f"| {kind} | | {' | '.join(cells)} | | | |")
+            cells = ["", *([""] if ranks else []), *cells, *([""] * len(gains))]
+            lines.append(f"| {kind} | {' | '.join(cells)} | | | |")
     return "\n".join([f"**{title}**", "", *lines, ""])
 
 
-def main(folders: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints the tables; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", metavar="RUNS")
+    parser.add_argument("--base", help="a model that the other click models are set beside")
+    args = parser.parse_args(argv)
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for metrics, about, settings in finished(folders):
+    for metrics, about, settings in finished(args.folders):
         data = about["dataset"]
         against = (
             f", {about['protocol']['candidates']} candidates" if "candidates" in about["protocol"] else ""
@@ -72,8 +98,28 @@ def main(folders: Sequence[str]) -> int:
         groups.setdefault(key, []).append((metrics, about, settings))
     for (title, *_), runs in sorted(groups.items(), key=lambda group: group[0]):
         rows = f"{runs[0][1]['dataset']['parts']['test']['samples']:,} test rows"
-        print(table(f"{title}, {rows}", runs))
+        print(table(f"{title}, {rows}", runs, args.base))
     return 0 if groups else 1
+
+
+def _trained(run: Run) -> bool:
+    return "epochs" in run[1]
+
+
+def _seconds(runs: Sequence[Run]) -> float:
+    """An epoch's, on the mean."""
+    return mean(run[1]["seconds"]["fit"] / run[1]["epochs"]["trained"] for run in runs)
+
+
+def _gains(some: Sequence[Run], base: Sequence[Run]) -> list[str]:
+    """RelaImpr and ratios of the means over a baseline's, and how many times as long an epoch takes."""
+    if not _trained(some[0]):
+        return [""] * 4
+    auc, logloss = (
+        [mean(run[0][f"test/{name}"] for run in runs) for runs in (some, base)] for name in ("auc", "logloss")
+    )
+    per_cent = [relaimpr(*auc), ratio(*auc), ratio(*logloss)]
+    return [*(f"{each:+.2f} %" for each in per_cent), f"{_seconds(some) / _seconds(base):.2f}"]
 
 
 def _spread(values: Sequence[float | None]) -> str:
