@@ -149,14 +149,15 @@ class LazyAdam(Lazy):
 
     def _move(self, group: dict[str, Any], table: Tensor, rows: Tensor, row: Tensor, grad: Tensor) -> None:
         state, (beta1, beta2) = self.state[table], group["betas"]
-        if "exp_avg" not in state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        if "moments" not in state:  # (V, 2, D): both of a row side by side in memory
+            state["moments"] = table.new_zeros(len(table), 2, *table.shape[1:])
         step = state["step"].item()
-        mean = state["exp_avg"][rows].lerp_(grad, 1 - beta1)
-        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        state["exp_avg"].index_copy_(0, rows, mean)
-        state["exp_avg_sq"].index_copy_(0, rows, square)
-        spread = square.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        moments = state["moments"][rows]
+        mean, square = moments.unbind(1)
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        state["moments"].index_copy_(0, rows, moments)
+        spread = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
         row.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
 
 
