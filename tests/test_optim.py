@@ -291,6 +291,7 @@ def test_a_step_touches_the_rows_of_the_batch_only(kind):
         "index",
         "index_copy_",
         "index_put_",
+        "index_select",
     }
     assert {name for name in seen.taking if name not in ("detach", "alias")} <= by_row
     assert 0 < seen.made < 10_000  # bytes

@@ -116,7 +116,7 @@ class Lazy(torch.optim.AdamW, ABC):
             state["paid"][rows] = state["owed"]
         state.setdefault("step", torch.tensor(0.0))  # on the CPU, as that of AdamW
         state["step"] += 1
-        row = table[rows].mul_(keep)
+        row = table.index_select(0, rows).mul_(keep)
         self._move(group, table, rows, row, grad)
         table.index_copy_(0, rows, row)
 
@@ -125,7 +125,7 @@ class Lazy(torch.optim.AdamW, ABC):
         state = self.state[table]
         if "owed" in state:
             kept = (state["paid"][rows] - state["owed"]).exp_().to(table.dtype)
-            table.index_copy_(0, rows, table[rows].mul_(kept[:, None]))
+            table.index_copy_(0, rows, table.index_select(0, rows).mul_(kept[:, None]))
             state["paid"][rows] = state["owed"]
 
     @abstractmethod
@@ -152,7 +152,7 @@ class LazyAdam(Lazy):
         if "moments" not in state:  # (V, 2, D): both of a row side by side in memory
             state["moments"] = table.new_zeros(len(table), 2, *table.shape[1:])
         step = state["step"].item()
-        moments = state["moments"][rows]
+        moments = state["moments"].index_select(0, rows)
         mean, square = moments.unbind(1)
         mean.lerp_(grad, 1 - beta1)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, ClickBatch, ClickCatalog, Field
 from hydrec.layers.graph import filled
 
+BLOCK = 2**20  # rows drawn at once: to draw takes four times their memory
+
 
 class Inputs(NamedTuple):
     """A batch, embedded.
@@ -128,5 +130,6 @@ def pooled(vectors: Float[Tensor, "B T I"], valid: Bool[Tensor, "B T"]) -> Float
 def embedding(size: int, dim: int, *, std: float, sparse: bool) -> nn.Embedding:
     """A table drawn from a normal distribution that is cut at two standard deviations."""
     table = nn.Embedding(size, dim, sparse=sparse)
-    nn.init.trunc_normal_(table.weight, std=std, a=-2 * std, b=2 * std)
+    for part in table.weight.detach().split(BLOCK):
+        nn.init.trunc_normal_(part, std=std, a=-2 * std, b=2 * std)
     return table
