@@ -170,6 +170,10 @@ def _check(texts: Sequence[str], conf: Path, *, multirun: bool) -> None:
             raise InputError(f"{swept.text}: several values need -m, as in -m {swept.text}{as_list}")
         modes.add(several)
         known = dict(_flat(OmegaConf.to_container(base, resolve=False)))
+        loss = next((a for a in every if a.key.partition(".")[0] == "loss"), None)
+        if loss and known.get("model.loss") != "${loss}":
+            model = hydra.runtime.choices["model"]
+            raise InputError(f"{loss.text}: model={model} has a loss of its own; leave this out")
         for override in itertools.chain(*(a.overrides for a in values)):
             _check_value(override, base, known, hydra.runtime.choices, conf)
             if several and override.key_or_group in hydra.sweeper.params:

@@ -85,6 +85,8 @@ def jobs(work: Path) -> dict[int, dict]:
 MISTAKES = {
     # keys
     "seeed=1": "did you mean seed?",
+    "model=mian protocol=click_last loss=softmax": "model=mian has a loss of its own",
+    "model=din protocol=click_last loss.objective.t=0.5": "model=din has a loss of its own",
     "max_epochs=3": "did you mean trainer.max_epochs?",
     "trainer.max_epoch=3": "did you mean trainer.max_epochs?",
     "lr=0.1": "did you mean model.optimiser.lr?",
