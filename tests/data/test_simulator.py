@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from hydrec.batch import Catalog, SequenceBatch
 from hydrec.data.movielens import MovieLens
-from hydrec.data.simulator import EVENT_FIELDS, SHAPES, USER_FIELDS, Simulator
+from hydrec.data.simulator import EVENT_FIELDS, HORIZON, SHAPES, USER_FIELDS, Simulator
 from hydrec.errors import InputError
 
 DATA = os.environ.get("HYDREC_DATA")
@@ -349,8 +349,11 @@ def surprise_of_values(intensity):
     reader = simulate(preference=1.0, intensity=intensity)
     log, truth = reader(), reader.truth()
     later, _ = pairs(log)
+    ahead = log.offsets[log.users + 1] - 1 - np.arange(len(log))
+    assert truth.telling[ahead >= HORIZON].mean() == intensity
+    assert not truth.telling[ahead < HORIZON].any()
+    later = later[truth.telling[later - 1]] if intensity else later
     same = truth.factors[later] == truth.factors[later - 1]
-    assert truth.telling[later - 1].mean() == intensity
     return surprise(np.rint(2 * log.values[later - 1]).astype(int), same.astype(int))
 
 

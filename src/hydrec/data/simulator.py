@@ -35,7 +35,7 @@ from hydrec.data.log import InteractionLog
 from hydrec.data.movielens import GENRES
 from hydrec.errors import InputError
 
-VERSION = 1  # to be raised when the same options give another log
+VERSION = 2  # to be raised when the same options give another log
 
 DAY = 86400
 PROFILE = (0.40, 0.35, 0.25)  # below a half, or leaving a factor for another could not keep the weights
@@ -448,19 +448,22 @@ def _items(
 def _values(
     shape: Shape, users: np.ndarray, factors: np.ndarray, intensity: float, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings (n,) with the dataset's shares, and which of them speak of the events that follow (n,)."""
+    """Ratings (n,) with the dataset's shares, and which of them speak of the events that follow (n,).
+
+    A user's last events speak of none: of fewer than the others do, they would tell more, and
+    leave-one-out tests just these.
+    """
     n = len(users)
     same, ahead = np.zeros(n, np.int64), np.zeros(n, np.int64)
     for step in range(1, HORIZON + 1):
         mine = users[step:] == users[:-step]
         ahead[:-step] += mine
         same[:-step] += mine & (factors[step:] == factors[:-step])
-    telling = (random.random(n) < intensity) & (ahead > 0)
-    level = np.rint(same * HORIZON / np.maximum(ahead, 1)).astype(np.int64)
-    counts = np.bincount(level[telling], minlength=HORIZON + 1)
+    telling = (random.random(n) < intensity) & (ahead == HORIZON)
+    counts = np.bincount(same[telling], minlength=HORIZON + 1)
     # A quantile: uniform over all events, whatever the intensity, so that the shares of the ratings stay.
     uniform = random.random(n)
-    planted = ((np.cumsum(counts) - counts)[level] + uniform * counts[level]) / max(counts.sum(), 1)
+    planted = ((np.cumsum(counts) - counts)[same] + uniform * counts[same]) / max(counts.sum(), 1)
     quantile = np.where(telling, planted, uniform)
     scale = 5.0 * np.arange(1, len(shape.ratings) + 1) / len(shape.ratings)
     ends = np.cumsum(shape.ratings) / np.sum(shape.ratings)
