@@ -232,14 +232,27 @@ WRONG = {
     "no item": ({"asin": None}, "asin None is not an id"),
     "empty item": ({"asin": ""}, "asin '' is not an id"),
     "no rating": ({"overall": None}, "overall None is not a rating of 0 to 5"),
-    "rating below": ({"overall": -1}, "overall -1.0 is not a rating of 0 to 5"),
-    "rating above": ({"overall": 5.5}, "overall 5.5 is not a rating of 0 to 5"),
+    "rating below": ({"overall": -1}, "overall '-1' is not a rating of 0 to 5"),
+    "rating above": ({"overall": 5.5}, "overall '5.5' is not a rating of 0 to 5"),
     "no time": ({"unixReviewTime": None}, "unixReviewTime None is not a whole number of seconds"),
-    "time below": ({"unixReviewTime": -5}, "unixReviewTime -5.0 is not a whole number of seconds"),
-    "fraction of a second": ({"unixReviewTime": 9.5}, "unixReviewTime 9.5 is not a whole number of seconds"),
-    "time beyond": ({"unixReviewTime": 1e300}, "unixReviewTime 1e+300 is not a whole number of seconds"),
-    "text for a time": (
-        {"unixReviewTime": "now"},
+    "time below": ({"unixReviewTime": -5}, "unixReviewTime '-5' is not a whole number of seconds"),
+    "fraction of a second": (
+        {"unixReviewTime": 9.5},
+        "unixReviewTime '9.5' is not a whole number of seconds",
+    ),
+    "time beyond": (
+        {"unixReviewTime": 1e30},
+        "unixReviewTime '1000000000000000000000000000000' is not a whole",
+    ),
+    "text for a time": ({"unixReviewTime": "now"}, "unixReviewTime 'now' is not a whole number of seconds"),
+    "text for a rating": ({"overall": "good"}, "overall 'good' is not a rating of 0 to 5"),
+    "true for a rating": ({"overall": True}, "overall 'true' is not a rating of 0 to 5"),
+    "false for a time": (
+        {"unixReviewTime": False},
+        "unixReviewTime 'false' is not a whole number of seconds",
+    ),
+    "a list for a time": (
+        {"unixReviewTime": [1]},
         "not a dictionary with the fields reviewerID, asin, overall",
     ),
 }
@@ -256,6 +269,27 @@ def test_first_wrong_review_is_named(folder, edition, fault):
     message = complaint(folder, edition)
     assert message.startswith(f"{path}:7: {what}")
     assert message.endswith(f"; mend the file, or get it again from {EDITIONS[edition].page}")
+
+
+@pytest.mark.parametrize("make", [write, rate, lambda folder, edition, events: atomic(folder, events)])
+@pytest.mark.parametrize("time", [1_252_800_000_000, 2**53])
+def test_time_after_2099_is_refused(folder, edition, make, time):
+    path = make(folder, edition, [*EVENTS[:4], ("A9", "B1", 5.0, time)])
+    assert complaint(folder, edition, k_core=1).startswith(
+        f"{path}:{5 + (path.suffix == '.inter')}: time {time} is not from 1970 to 2099 in seconds; mend"
+    )
+
+
+@pytest.mark.parametrize("name", ["A1\0", "\0"])
+def test_id_with_nul_is_refused(folder, edition, name):  # numpy's text would lose it at the end
+    path = write(folder, edition, [EVENTS[5], (name, "B1", 5.0, DAY)])
+    assert complaint(folder, edition).startswith(f"{path}:2: the id {name!r} has a NUL character; ")
+
+
+def test_line_that_is_not_utf_8_is_named(folder, edition):  # and the é of others stays one
+    path = write(folder, edition, [("é", *EVENTS[0][1:])])
+    path.write_bytes(path.read_bytes().replace(b"\\u00e9", "é".encode()) + b'{"reviewerID": "\xe9"}\n')
+    assert complaint(folder, edition).startswith(f"{path}:2: not UTF-8; save the file as UTF-8, or mend")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +317,7 @@ def test_line_that_is_no_product_is_named(folder, edition):
 @pytest.mark.parametrize(
     ("line", "what"),
     [
+        ("A1\r,B000A,5.0,86400", "a carriage return in the middle of a line"),
         ("A1,B000A,5.0", "3 instead of 4 fields (a line is {form})"),
         ("A1,B000A,5.0,-86400", "unixReviewTime '-86400' is not a number of 0 or more (a line is {form})"),
         ("A1,B000A,6.0,86400", "overall 6.0 is not a rating of 0 to 5"),
@@ -318,7 +353,7 @@ def test_reviews_of_a_later_block_are_read_and_named(folder):
     assert (len(log), log.n_users, log.n_items) == (78, 66, 5)
     with path.open("a") as file:
         file.write(json.dumps(review("2014", "A1", "B000A", 9.0, DAY)) + "\n")
-    assert complaint(folder, "2014").startswith(f"{path}:79: overall 9.0 is not")
+    assert complaint(folder, "2014").startswith(f"{path}:79: overall '9' is not")
 
 
 @pytest.mark.parametrize("make", [write, rate, lambda folder, edition, events: atomic(folder, events)])
@@ -365,7 +400,7 @@ def test_editions(folder):
 def test_options_are_what_changes_the_log(folder, edition):
     assert reader(folder, edition, k_core=5).options() == {
         "reader": "amazon",
-        "version": 1,
+        "version": 2,
         "edition": edition,
         "k_core": 5,
         "duplicates": "error",

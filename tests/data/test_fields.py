@@ -1,5 +1,7 @@
 """Fields are what a loop makes of features; what training never has is unknown; batches carry them."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,15 @@ def test_a_star_leaves_out_what_is_not_there():
             {"user": ["zip"], "form": {"zip": "buckets"}},
             "dataset.fields.form.zip=buckets is none of bucket, ",
         ),
+        (None, "dataset.fields=null: must be a mapping of keys"),
+        (["zip"], "dataset.fields=['zip']: must be a mapping of keys"),
+        ({"user": "zip"}, "dataset.fields.user=zip: must be a list or null"),
+        ({"user": [["zip"]]}, "dataset.fields.user[0]=['zip']: must be text ("),
+        (
+            {"user": ["zip"], "form": "bucket"},
+            "dataset.fields.form=bucket: must be a mapping of keys or null",
+        ),
+        ({"user": ["zip"], "form": {"zip": True}}, "dataset.fields.form.zip=True: must be text ("),
         ({"user": ["zipp"]}, "dataset.fields.user=zipp is none of user_id, "),
         ({"context": ["devise"]}, "dataset.fields.context=devise is none of user_id, "),
         ({"item": ["genre"]}, "dataset.fields.item=genre is none of genres, price; did you mean genres?"),
@@ -354,8 +365,10 @@ def test_the_record_counts_what_is_there():
     train, test = made.split.train, made.split.test
     known = set(made.log.users[train.row].tolist())
     shown = set(train.item.tolist())
+    seen = np.concatenate([each.view(np.uint8) for each in (test.row, test.item, test.label)])
     assert about["parts"]["test"] == {
         "samples": len(test),
+        "digest": hashlib.sha256(seen.tobytes()).hexdigest(),
         "base_rate": pytest.approx(0.25),
         "users": len(set(made.log.users[test.row].tolist())),
         "items": len(set(test.item.tolist())),

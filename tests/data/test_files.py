@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -345,12 +346,20 @@ def test_history_of_whole_numbers_and_of_text_are_the_same_items(tmp_path):
         small(tmp_path, text(whole), history=history, k_core=2)()
 
 
-def test_lists_of_parquet_are_histories(tmp_path):
+@pytest.mark.parametrize("kind", [pl.List(pl.Int64), pl.Array(pl.Int32, 2), pl.Array(pl.String, 2)])
+def test_lists_of_parquet_are_histories(tmp_path, kind):
     frame = pl.DataFrame({"user": [1, 2], "item": [5, 6], "time": [9, 8], "past": [[6, 7], None]})
+    frame = frame.with_columns(pl.col("past").cast(pl.List(kind.inner)).cast(kind))
     frame.write_parquet(tmp_path / "a.parquet")
     log = table(tmp_path / "a.parquet", history={"columns": ["past"]})()
     assert log.item_ids[log.past_items].tolist() == ["6", "7"]
     assert log.past_offsets.tolist() == [0, 2, 2]
+
+
+def test_an_item_called_none_is_an_item(tmp_path):
+    rows = [("user", "item", "time", "past"), ("1", "7", "1", "None|7")]
+    history = {"columns": ["past"], "separator": "|"}
+    assert small(tmp_path, text(rows), history=history)().item_ids.tolist() == ["", "7", "None"]
 
 
 @pytest.mark.parametrize(
@@ -452,6 +461,11 @@ WRONG = {  # content after the header, options, how the message goes on after th
         {"time_unit": "ms"},
         f":2: time '1600000000000000000' is not between 1970 and 2100 in ms; {TIMES}=ns",
     ),
+    "a number as Python has it": (
+        "1,2,1_500_000_000\n",
+        {},
+        f":2: time '1_500_000_000' is not a number; mend the file, or {TIMES}=date",
+    ),
     "too long for 64 bits": ("1,2," + "9" * 30 + "\n", {"time_unit": "ns"}, ":2: time '99999999"),
     "a number as a date": (
         "1,2,1600000000\n",
@@ -482,6 +496,13 @@ WRONG = {  # content after the header, options, how the message goes on after th
     ),
     "UTF-16": ("1,2,3\n".encode("utf-16-le"), {}, ":2: a NUL byte, as in UTF-16 text; "),
     "Latin-1": ("1,2,3\n1,é,3\n".encode("latin-1"), {}, ":3: not UTF-8; save the file as UTF-8"),
+    "files that were joined": (
+        "1,2,3\n\ufeff1,2,3\n",
+        {},
+        ":3: a byte order mark, as where two files were j",
+    ),
+    "a carriage return": ("1,2,3\n1\r,2,3\n", {}, ":3: a carriage return in the middle of a line; mend the"),
+    "what is between values": ("1,2,3\n1,a\x1fb,3\n", {}, ":3: a byte 0x1f, which is no text; "),
 }
 
 
@@ -498,6 +519,11 @@ def test_first_wrong_row_is_named(tmp_path, monkeypatch, fault, far):
     if colon and number.isdigit():
         said = f":{int(number) + far}:{rest}"
     assert complaint(reader).startswith(f"{tmp_path}/table.csv{said}")
+
+
+def test_latin_1_in_a_column_that_is_not_read_is_refused_as_well(tmp_path):
+    content = "user,item,time,note\n1,2,3,\n1,2,3,é\n".encode("latin-1")
+    assert complaint(small(tmp_path, content)).startswith(f"{tmp_path}/table.csv:3: not UTF-8; ")
 
 
 @pytest.mark.parametrize("content", ["", "\n", "user,item,time\n"])
@@ -576,11 +602,53 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
             {"multi": {"genre": "|"}},
             "dataset.reader.multi.genre: list it in user_, item_ or event_features as well",
         ),
-        ({"where": "kind=play"}, "dataset.reader.where=kind=play: must be a mapping of columns, or null"),
+        ({"where": "kind=play"}, "dataset.reader.where=kind=play: must be a mapping of keys or null"),
+        ({"where": {"kind": ["a"]}}, "dataset.reader.where.kind=['a']: must be text ("),
+        ({"columns": None}, "dataset.reader.columns=null: must be a mapping of keys"),
+        ({"columns": ["user"]}, "dataset.reader.columns=['user']: must be a mapping of keys"),
+        ({"columns": COLUMNS | {"user": ["a"]}}, "dataset.reader.columns.user=['a']: must be text ("),
+        ({"event_features": None}, "dataset.reader.event_features=null: must be a list"),
+        ({"item_features": "tags"}, "dataset.reader.item_features=tags: must be a list"),
+        ({"user_features": [None]}, "dataset.reader.user_features[0]=null: must be text ("),
+        ({"multi": {"tags": 3}}, "dataset.reader.multi.tags=3: must be text (in quotes if it "),
+        ({"multi": {"tags": None}}, "dataset.reader.multi.tags=null: must be text ("),
+        ({"multi": {"tags": ""}}, "dataset.reader.multi.tags=: must be text ("),
+        ({"multi": {None: "|"}}, "dataset.reader.multi=null: must be text ("),
+        ({"history": "past"}, "dataset.reader.history=past: must be a mapping of keys or null"),
+        ({"history": {"columns": "past"}}, "dataset.reader.history.columns=past: must be a list"),
+        ({"history": {"columns": [["past"]]}}, "dataset.reader.history.columns[0]=['past']: must be text ("),
+        (
+            {"history": {"columns": ["a"], "separator": 3}},
+            "dataset.reader.history.separator=3: must be text (",
+        ),
+        (
+            {"history": {"columns": ["a"], "padding": 0.5}},
+            "dataset.reader.history.padding=0.5: must be text (",
+        ),
+        ({"separator": 3}, "dataset.reader.separator=3: must be text ("),
+        ({"quote": 3}, "dataset.reader.quote=3: must be text ("),
+        ({"header": "maybe"}, "dataset.reader.header=maybe: must be true or false"),
+        ({"users": {"path": 3}}, "dataset.reader.users.path=3: must be text ("),
+        ({"items": "x.csv"}, "dataset.reader.items=x.csv: must be a mapping of keys or null"),
+        ({"k_core": True}, "dataset.reader.k_core=True: must be a whole number"),
+        ({"name": ""}, "dataset.reader.name=: must be text ("),
     ],
 )
 def test_bad_options_are_refused(tmp_path, options, said):
     assert complaint(lambda: table(tmp_path, **options)).startswith(said)
+
+
+@pytest.mark.parametrize(("key", "value"), [("path", 3), ("path", ""), ("root", 3), ("root", None)])
+def test_bad_places_are_refused(key, value):
+    shown = "null" if value is None else value
+    given = OPTIONS | {"path": "a.csv", "root": "b", key: value}
+    assert complaint(lambda: Table(**given)).startswith(f"dataset.reader.{key}={shown}: must be text (")
+
+
+@pytest.mark.parametrize("path", [".", "/", ".."])
+def test_a_folder_is_no_table(tmp_path, path):
+    with pytest.raises(MissingData, match=rf"^dataset.reader.path={re.escape(path)}: there is no "):
+        Table(path=path, root=str(tmp_path), **OPTIONS).files()
 
 
 def test_a_separator_that_cannot_be_told_is_asked_for(tmp_path):
@@ -731,7 +799,7 @@ def atomic(parent, contents=(INTER, ITEM, USER), **options):
     for kind, content in zip(files.ATOMIC, contents, strict=False):
         (parent / "shop" / f"shop.{kind}").write_text(content, newline="")
     fixed = {"name": "shop", "columns": NAMES, "time_unit": "s", "missing": "error", "event_features": []}
-    fixed |= {"folder": "shop", "root": str(parent), "k_core": 0, "duplicates": "keep"}
+    fixed |= {"history": None, "folder": "shop", "root": str(parent), "k_core": 0, "duplicates": "keep"}
     return Atomic(**fixed | options)
 
 
@@ -754,12 +822,42 @@ def test_atomic_files_are_read(tmp_path, saved):
     assert {name: words(feature)[1:] for name, feature in log.item_features.items()} == {
         "class": [[None], ["Drama", "War"]],
         "year": [["1994"], ["1995"]],
+        "price": [["2.5"], ["2.5"]],
     }
     assert {name: words(feature)[1:] for name, feature in log.user_features.items()} == {
-        "gender": [["F"], [None]]
+        "gender": [["F"], [None]],
+        "age": [["30"], [None]],
     }
     assert words(log.event_features["tags"]) == [["y"], [None], ["x", "y"]]
     assert words(log.event_features["price"]) == [["1.5"], ["2"], ["1.5"]]
+
+
+AUGMENTED = """user_id:token	item_id:token	item_id_list:token_seq	first:token	y:float	timestamp:float
+u1	i3	i1 i2 i1	i 9	1.0	881250950
+u1	i1			0	881250949
+"""
+
+
+def test_atomic_events_may_have_labels_and_their_own_history(tmp_path):
+    columns = NAMES | {"value": None, "title": None, "label": "y"}
+    history = {"columns": ["item_id_list", "first"]}
+    log = atomic(tmp_path, [AUGMENTED], columns=columns, history=history)()
+    assert log.labels.tolist() == [0, 1]
+    past = np.split(log.item_ids[log.past_items], log.past_offsets[1:-1])
+    assert [each.tolist() for each in past] == [[], ["i1", "i2", "i1", "i 9"]]
+    padded = history | {"padding": "i1", "separator": " "}
+    log = atomic(tmp_path, [AUGMENTED], columns=columns, history=padded)()
+    assert log.item_ids[log.past_items].tolist() == ["i2", "i", "9"]
+
+
+def test_the_command_line_configures_atomic_files(tmp_path):
+    atomic(tmp_path, [AUGMENTED])
+    given = [f"dataset.reader.{key}" for key in ("folder=shop", "columns.value=null", "columns.title=null")]
+    given += ["dataset=atomic", f"paths.data={tmp_path}", "dataset.reader.columns.label=y"]
+    given += ["+dataset.reader.history.columns=[item_id_list]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        reader = instantiate(compose("train", given).dataset.reader, _convert_="all")
+    assert reader().item_ids[reader().past_items].tolist() == ["i1", "i2", "i1"]
 
 
 def test_atomic_events_suffice(tmp_path):
@@ -788,6 +886,16 @@ def test_atomic_events_suffice(tmp_path):
             "dataset.reader.columns.time=timestamp: FOLDER/shop.inter has no such column; did you mean time?",
         ),
         (("881250950", "soon"), {}, "FOLDER/shop.inter:4: time 'soon' is not a number; "),
+        (
+            ("user_id", "user"),
+            {},
+            "dataset.reader.columns.user=user_id: FOLDER/shop.inter has no such column;",
+        ),
+        (
+            ("", ""),
+            {"history": {"columns": ["tag"]}},
+            "dataset.reader.history.columns=tag: FOLDER/shop.inter has no such column; did you mean tags?",
+        ),
         (("881250950\ty", "881250950"), {}, "FOLDER/shop.inter:4: 5 instead of 6 fields; "),
         (
             ("", ""),
@@ -825,7 +933,7 @@ def test_missing_atomic_files_are_looked_for(tmp_path, monkeypatch):
 def test_options_of_atomic_files_are_what_changes_the_log(tmp_path):
     assert atomic(tmp_path).options() == {
         "reader": "atomic",
-        "version": 2,
+        "version": 3,
         "columns": NAMES | {"label": None},
         "time_unit": "s",
         "missing": "error",
@@ -885,6 +993,8 @@ def test_sequences_in_pairs_and_in_lists_are_the_same(tmp_path, monkeypatch, con
         ("1 2\n1 3.5\n", ":2: '1 3.5' is no user with items"),
         ("1 2\n1,3\n", ":2: '1,3' is no user with items"),
         ("1 2\n1 ٣\n", ":2: '1 ٣' is no user with items"),
+        ("1 2\n1\u00a03\n", ":2: '1\u00a03' is no user with items"),
+        ("1 2\n1\v3\n", ":2: '1\v3' is no user with items"),
         ("1 2\n1 3", ":2: the last line has no end, so it may be cut off; "),
         ("1 2 3\n2 3\n1 4\n", ":3: user 1 has an earlier line, which is for lines of one item; "),
         ("1 2\n2 3\n1 4\n2 3 4\n", ":3: user 1 has an earlier line, which is for lines of one item; "),
@@ -896,6 +1006,14 @@ def test_sequences_in_pairs_and_in_lists_are_the_same(tmp_path, monkeypatch, con
 def test_first_wrong_line_of_sequences_is_named(tmp_path, monkeypatch, content, said, block):
     monkeypatch.setattr(raw.blocks, "__kwdefaults__", raw.blocks.__kwdefaults__ | {"size": block})
     assert complaint(sequences(tmp_path, content)).startswith(f"{tmp_path}/s.txt{said}")
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n", " \n"])
+@pytest.mark.parametrize("last", ["", "1 3\n", "\0"])
+def test_blank_lines_are_not_kept_for_ever(tmp_path, monkeypatch, blank, last):
+    monkeypatch.setattr(raw.blocks, "__kwdefaults__", raw.blocks.__kwdefaults__ | {"size": 32})
+    reader = sequences(tmp_path, "1 2\n" + blank * 999 + last)  # who gets there complains of the NUL
+    assert complaint(reader).startswith(f"{tmp_path}/s.txt:2: blank lines of more than 32 bytes; ")
 
 
 def test_repeated_items_of_sequences_name_both_lines(tmp_path):
@@ -913,7 +1031,7 @@ def test_missing_sequences_are_looked_for(tmp_path, monkeypatch):
     with pytest.raises(MissingData) as caught:
         reader.files()
     assert f"no {tmp_path}/public/{tmp_path.name}/s.txt and no {tmp_path}/s.txt;" in str(caught.value)
-    assert reader.options() == {"reader": "sequences", "version": 2, "k_core": 0, "duplicates": "keep"}
+    assert reader.options() == {"reader": "sequences", "version": 3, "k_core": 0, "duplicates": "keep"}
 
 
 # The published files ----------------------------------------------------------------------------------------

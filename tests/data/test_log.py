@@ -142,6 +142,32 @@ def test_wrong_options_name_their_key(options, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("time", [-1, 4_102_444_800, 10**18])
+def test_time_that_is_none_names_its_row(time):
+    with pytest.raises(InputError, match=rf"^f:1: time {time} is not from 1970 to 2099 in seconds; mend"):
+        build([(1, 1, 4_102_444_799), (1, 2, time), (1, 3, time)], where="f:{}".format)
+
+
+NUL = {"users": ["1", "1"], "items": ["2", "3"], "past": (["4", "5", "6"], [1, 2])}
+
+
+@pytest.mark.parametrize("column", ["users", "items"])
+def test_id_with_nul_names_its_row(column):
+    with pytest.raises(InputError, match=r"^f:1: the id '7\\x00' has a NUL character; mend the file"):
+        InteractionLog.build(name="t", **NUL | {column: ["7", "7\0"]}, where="f:{}".format)
+
+
+def test_id_with_nul_in_a_history_names_its_row():
+    with pytest.raises(InputError, match=r"^f:1: the id '5\\x00' has a NUL character; mend the file"):
+        InteractionLog.build(name="t", **NUL | {"past": (["4", "5\0", "6"], [1, 2])}, where="f:{}".format)
+
+
+def test_words_that_differ_by_a_nul_at_the_end_are_one():
+    feature = Feature.of(["x", "x\0", "\0", "y"])
+    assert words(feature) == [["x"], ["x"], ["?"], ["y"]]
+    assert feature.vocabulary.tolist() == ["x", "y"]
+
+
 def test_no_events_at_all_is_an_input_error():
     with pytest.raises(InputError, match=r"^t: the raw files hold no events"):
         InteractionLog.build(name="t", users=[], items=[], times=[])

@@ -80,7 +80,10 @@ def complaint(folder, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(
+    ("kind", "encoding"),
+    [("dat", "utf-8"), ("dat", "latin-1"), ("100k", "utf-8"), ("100k", "latin-1"), ("csv", "utf-8")],
+)
 def test_all_releases_read_the_same_log(tmp_path, kind, encoding):
     log = reader(write(tmp_path / "ml", kind, encoding=encoding))()
     assert log.name == "ml"
@@ -169,6 +172,10 @@ WRONG = {
     "rating that is NaN": (lambda s: f"3{s}7{s}NaN{s}960\n", "rating 'NaN' is not a number of 0 or more"),
     "infinite rating": (lambda s: f"3{s}7{s}inf{s}960\n", "rating 'inf' is not a number of 0 or more"),
     "negative rating": (lambda s: f"3{s}7{s}-3.5{s}960\n", "rating '-3.5' is not a number of 0 or more"),
+    "rating above": (lambda s: f"3{s}7{s}5.5{s}960\n", "rating '5.5' is not a rating of 0.5 to 5"),
+    "rating in percent": (lambda s: f"3{s}7{s}400{s}960\n", "rating '400.0' is not a rating of 0.5 to 5"),
+    "rating below": (lambda s: f"3{s}7{s}0{s}960\n", "rating '0.0' is not a rating of 0.5 to 5"),
+    "two carriage returns": (lambda s: f"3{s}7{s}3.5{s}960\r\r\n", "time '960\\r"),
     "user that is text": (
         lambda s: f"Ann{s}7{s}3.5{s}960\n",
         "user 'Ann' is not a whole number of 0 or more",
@@ -177,7 +184,8 @@ WRONG = {
         lambda s: f"3{s}Up{s}3.5{s}960\n",
         "movie 'Up' is not a whole number of 0 or more",
     ),
-    "Latin-1 byte": (lambda s: f"3{s}7é{s}3.5{s}960\n", "movie '7é' is not a whole number of 0 or more"),
+    "UTF-8 letter": (lambda s: f"3{s}7\xc3\xa9{s}3.5{s}960\n", "movie '7é' is not a whole number"),
+    "Latin-1 byte": (lambda s: f"3{s}7é{s}3.5{s}960\n", "not UTF-8; save the file as UTF-8, or "),
 }
 
 
@@ -193,6 +201,37 @@ def test_first_wrong_line_of_ratings_is_named(tmp_path, kind, fault, end):
     assert message.startswith(f"{path}:17: ")
     assert what in message
     assert message.endswith(PAGE)
+
+
+@pytest.mark.parametrize("time", [1_252_800_000_000, 4_102_444_800, 2**63 - 1])
+def test_time_after_2099_is_refused(tmp_path, kind, time):
+    folder = write(tmp_path / "ml", kind, [*EVENTS[:4], (3, 9, 1.0, time), (3, 8, 1.0, time)])
+    assert complaint(folder) == (
+        f"{folder / RATINGS[kind]}:{5 + (kind == 'csv')}: time {time} is not from 1970 to 2099 in seconds;"
+        " mend the file, or if it has milliseconds, read it with dataset=table and"
+        " dataset.reader.time_unit=ms"
+    )
+
+
+def test_what_stands_for_a_separator_is_none(tmp_path):
+    folder = write(tmp_path / "ml", "dat")
+    path = folder / "ratings.dat"
+    path.write_bytes(path.read_bytes() + b"3\x1f9\x1f3.5\x1f960\n")
+    assert complaint(folder).startswith(f"{path}:22: a byte 0x1f, which is no text; ")
+
+
+def test_movies_in_two_encodings_are_refused(tmp_path, kind):
+    folder = write(tmp_path / "ml", kind)  # the second title has an é
+    path = folder / MOVIES[kind]
+    path.write_bytes(path.read_bytes().replace(b"Plain", "Plané".encode("latin-1")))
+    assert complaint(folder).startswith(
+        f"{path}:{3 + (kind == 'csv')}: not UTF-8; save the file as UTF-8, or "
+    )
+
+
+def test_movies_in_csv_are_no_latin_1(tmp_path):
+    folder = write(tmp_path / "ml", "csv", encoding="latin-1")
+    assert complaint(folder).startswith(f"{folder}/movies.csv:3: not UTF-8; ")
 
 
 def test_wrong_line_far_down_a_long_file_is_named(tmp_path):
@@ -269,7 +308,7 @@ def test_utf_16_is_refused(tmp_path, kind, encoding):
     assert message.endswith(PAGE)
 
 
-@pytest.mark.parametrize("line", ["5", "x::y::z", "Drama", "", "5::A", "5|A|B", "5,A"])
+@pytest.mark.parametrize("line", ["5", "x::y::z", "Drama", "", "5::A", "5|A|B", "5,A", "٩::A::B", "٩,A,B"])
 def test_line_that_is_no_movie_is_named(tmp_path, kind, line):
     folder = write(tmp_path / "ml", kind)
     path = folder / MOVIES[kind]
@@ -336,7 +375,7 @@ def test_hydrec_data_goes_before_root(tmp_path, monkeypatch):
 def test_options_are_what_changes_the_log(tmp_path):
     assert reader(tmp_path, k_core=5).options() == {
         "reader": "movielens",
-        "version": 1,
+        "version": 2,
         "k_core": 5,
         "duplicates": "error",
     }

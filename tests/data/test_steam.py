@@ -199,11 +199,32 @@ def test_games_give_titles_and_features(tmp_path):
 
 # What is wrong in a record, and what is said of it.
 WRONG = {
-    "negative hours": ({"hours": -0.1}, "hours '-0.1' is not a finite number, 0 or more"),
-    "hours beyond 32 bits": ({"hours": 1e300}, "hours '1e+300' is not a finite number, 0 or more"),
-    "hours that are text": (
-        {"hours": "soon"},
+    "hours beyond 32 bits": (
+        {"hours": 1e39},
+        "hours '1000000000000000000000000000000000000000' is not a fini",
+    ),
+    "hours that are text": ({"hours": "soon"}, "hours 'soon' is not a finite number"),
+    "hours that are true": ({"hours": True}, "hours 'true' is not a finite number"),
+    "no hours that are false": ({"hours": False}, "hours 'false' is not a finite number"),
+    "hours that are a list": (
+        {"hours": [1.5]},
         "not a dictionary with the fields username, product_id, date,",
+    ),
+    "a mark of the parser": (
+        "{'username': 'a\x02, \x01hours\x02: 7, \x01z\x02: \x01', 'product_id': '1', 'date': '2017-01-01'}",
+        "a byte 0x01, which is no text; save it as UTF-8, or",
+    ),
+    "a key twice": (
+        "{'username': 'a', 'username': 'b', 'product_id': '1', 'date': '2017-01-01'}",
+        "one of username, product_id, date, hours comes twice; ",
+    ),
+    "a key twice in JSON": (
+        '{"username": "a", "product_id": "1", "date": "2017-01-01", "hours": 1, "hours" : 2}',
+        "",
+    ),
+    "a day in 9999": (
+        {"date": "9999-12-01"},
+        "date '9999-12-01' is not a date like %Y-%m-%d from 1970 to 2099",
     ),
     "day that is not": ({"date": "2017-02-30"}, "date '2017-02-30' is not a date like %Y-%m-%d"),
     "date in another form": ({"date": "Posted July 3."}, "date 'Posted July 3.' is not a date like"),
@@ -215,10 +236,41 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_first_wrong_review_is_named(tmp_path, fault):
     change, what = WRONG[fault]
-    folder = write(tmp_path / "steam", [{}, *EVENTS, EVENTS[0] | change, EVENTS[0] | change])
+    wrong = change if isinstance(change, str) else EVENTS[0] | change
+    folder = write(tmp_path / "steam", [{}, *EVENTS, wrong, wrong])
     message = complaint(reader(folder))
     assert message.startswith(f"{folder}/steam_reviews.json:11: {what}")
     assert message.endswith(MEND)
+
+
+def test_negative_hours_are_none_and_counted(tmp_path, caplog):
+    events = [EVENTS[0] | {"hours": -0.5}, EVENTS[1] | {"hours": -7}, EVENTS[2]]
+    folder = write(tmp_path / "steam", events)
+    assert [value for *_, value in rows(reader(folder)())] == [0.5, 0, 0]
+    assert caplog.messages == [
+        f"{folder}/steam_reviews.json: 2 reviews have negative hours, which are taken for 0"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a\0", "\0", "a\0b"])
+def test_name_with_nul_is_refused(tmp_path, name):  # numpy's text would lose it at the end
+    folder = write(tmp_path / "steam", [EVENTS[0] | {"username": each} for each in ("a", name)])
+    assert complaint(reader(folder)).startswith(
+        f"{folder}/steam_reviews.json:2: the id {name!r} has a NUL character; "
+    )
+
+
+def test_what_is_in_text_is_no_key(tmp_path):
+    text = {"text": '"hours": 1, "hours": 2', "more": "hours", "other": ["hours"]}
+    folder = write(tmp_path / "steam", [EVENTS[0] | text], printed=json.dumps)
+    assert len(reader(folder)()) == 1
+
+
+def test_names_that_are_not_utf_8_are_refused_as_they_are(tmp_path):
+    folder = write(tmp_path / "steam", [EVENTS[0], EVENTS[1]], printed=str)
+    path = folder / "steam_reviews.json"
+    path.write_bytes(path.read_bytes() + EVENTS[2]["text"].encode() + "Zoë\n".encode("latin-1"))
+    assert complaint(reader(folder)).startswith(f"{path}:4: not UTF-8; save the file as UTF-8, or ")
 
 
 def test_file_that_ends_in_the_middle_of_a_line_is_refused(tmp_path):
@@ -240,7 +292,7 @@ def test_second_review_of_a_game_names_both_lines(tmp_path):
 def test_options_are_what_changes_the_log(tmp_path):
     assert reader(tmp_path, k_core=5, users=3000).options() == {
         "reader": "steam",
-        "version": 1,
+        "version": 2,
         "k_core": 5,
         "duplicates": "error",
         "users": 3000,
@@ -300,7 +352,8 @@ def test_draw_of_more_users_than_there_are_is_refused(tmp_path):
 )
 def test_bad_draw_is_refused(tmp_path, option, value):
     message = complaint(lambda: reader(tmp_path, **{option: value}))
-    assert message.startswith(f"dataset.reader.{option}={value}: must be a whole number")
+    shown = "null" if value is None else value
+    assert message.startswith(f"dataset.reader.{option}={shown}: must be a whole number")
 
 
 # The reviews of users from Australia.
@@ -351,27 +404,32 @@ BROKEN = {
     "posted in another form": (
         "reviews",
         "{'user_id': 'a', 'reviews': [{'item_id': '1', 'posted': '2014-06-03'}]}",
-        "date '2014-06-03' is not a date like Posted %B %d, %Y.; ",
+        "date '2014-06-03' is not a date like Posted %B %d, %Y. from 1970 to 2099; ",
     ),
     "reviews that are no list": (
         "reviews",
         "{'user_id': 'a', 'reviews': 1}",
         "not a dictionary with the fields user_id, reviews (",
     ),
-    "negative playtime": (
-        "items",
-        "{'user_id': 'a', 'items': [{'item_id': '1', 'playtime_forever': -1}]}",
-        "playtime_forever '-1.0' is not a finite number, 0 or more; ",
+    "a game with two days": (
+        "reviews",
+        "{'user_id': 'a', 'reviews': [{'item_id': '1', 'posted': 'Posted June 3, 2014.', 'posted': None}]}",
+        "one of user_id, reviews comes twice; ",
     ),
     "playtime beyond 32 bits": (
         "items",
         "{'user_id': 'a', 'items': [{'item_id': '1', 'playtime_forever': 1e300}]}",
-        "playtime_forever '1e+300' is not a finite number, 0 or more; ",
+        "playtime_forever '1000000000000000000000000000000000000000000000000000000000",
     ),
     "playtime that is text": (
         "items",
         "{'user_id': 'a', 'items': [{'item_id': '1', 'playtime_forever': 'x'}]}",
-        "not a dictionary with the fields user_id, items (",
+        "playtime_forever 'x' is not a finite number; ",
+    ),
+    "playtime that is true": (
+        "items",
+        "{'user_id': 'a', 'items': [{'item_id': '1', 'playtime_forever': True}]}",
+        "playtime_forever 'true' is not a finite number; ",
     ),
     "too few fields": ("derived", "b,20,2014-06-03,90", f"pair 'b,20,2014-06-03,90' is not like {PAIR}; "),
     "playtime with a fraction": (
@@ -379,10 +437,15 @@ BROKEN = {
         "b,20,2014-06-03,9.5,0.2,True,Posted July 3.",
         "pair 'b,20,2014-06-03,9.5,0.2,True,Posted July 3.' is not like ",
     ),
+    "playtime in other digits": (
+        "derived",
+        "b,20,2014-06-03,٩,0.2,True,Posted July 3.",
+        "pair 'b,20,2014-06-03,٩,0.2,True,Posted July 3.' is not like ",
+    ),
     "date of a pair in another form": (
         "derived",
         "b,20,3.6.2014,9,0.2,True,Posted July 3.",
-        "date '3.6.2014' is not a date like %Y-%m-%d; ",
+        "date '3.6.2014' is not a date like %Y-%m-%d from 1970 to 2099; ",
     ),
 }
 
@@ -396,6 +459,17 @@ def test_first_wrong_line_of_an_australian_file_is_named(tmp_path, fault):
     path.write_text("".join([*lines, f"{line}\n", f"{line}\n"]))
     events = "derived" if part == "derived" else "reviews"
     assert complaint(australia(folder, events=events)).startswith(f"{path}:{len(lines) + 1}: {what}")
+
+
+def test_negative_playtime_is_none_and_counted(tmp_path, caplog):
+    libraries = [("b", [("20", -90), ("10", 30), ("99", -7)])]
+    derived = [line.replace(",90,1.5", ",-90,-1.5") for line in DERIVED]
+    folder = write_australia(tmp_path / "au", libraries=libraries, derived=derived)
+    values = [value for *_, value in rows(australia(folder)())]
+    assert values == [None, None, 0, 0.5]
+    assert f"{folder}/australian_users_items.json: 1 reviews have negative hours" in caplog.text
+    assert [value for *_, value in rows(australia(folder, events="derived")())] == [0, 0]
+    assert f"{folder}/derived_review_playtime.csv: 1 reviews have negative hours" in caplog.text
 
 
 def test_pairs_under_another_header_are_refused(tmp_path):
@@ -416,7 +490,7 @@ def test_unknown_events_are_refused(tmp_path):
 def test_australian_options_are_what_changes_the_log(tmp_path):
     assert australia(tmp_path, events="derived").options() == {
         "reader": "steam_australia",
-        "version": 1,
+        "version": 2,
         "events": "derived",
         "k_core": 0,
         "duplicates": "error",

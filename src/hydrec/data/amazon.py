@@ -14,11 +14,12 @@ import polars as pl
 
 from hydrec.data import raw
 from hydrec.data.log import InteractionLog
+from hydrec.data.options import typed
 from hydrec.errors import InputError, MissingData, one_of
 
-VERSION = 1  # to be raised when the same files give another log
+VERSION = 2  # to be raised when the same files give another log
 EVENT = {"reviewerID": pl.String, "asin": pl.String, "overall": pl.Float64, "unixReviewTime": pl.Float64}
-RATING, TIME = pl.col("overall"), pl.col("unixReviewTime")
+RATING, TIME = (pl.col(name).cast(pl.Float64, strict=False) for name in ("overall", "unixReviewTime"))
 USABLE = {
     "reviewerID": ("an id", pl.col("reviewerID") != ""),
     "asin": ("an id", pl.col("asin") != ""),
@@ -101,6 +102,7 @@ class Amazon:
         InputError: there is no such edition.
     """
 
+    @typed
     def __init__(
         self,
         *,
@@ -183,7 +185,7 @@ class Amazon:
     def _blocks(self, path: Path) -> Iterable[tuple[int, pl.DataFrame]]:
         """The columns of ``EVENT``, block by block, each with the number of its first line."""
         if _is(path, "json"):
-            return raw.records(path, EVENT, self._mend)
+            return raw.records(path, dict.fromkeys(EVENT, pl.String), self._mend)
         if _is(path, "inter"):
             raw.expect_header(path, INTER_HEADER, self._mend)
             columns, separator, header = tuple(EVENT), "\t", 1

@@ -9,13 +9,14 @@ Letters: B rows, N rows of the log, W columns of codes.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from hydrec.batch import Field
 from hydrec.data.features import DERIVED
 from hydrec.data.log import Feature, InteractionLog, ragged
+from hydrec.data.options import expect
 from hydrec.errors import InputError, one_of
 
 GROUPS = ("user", "context", "item")
@@ -56,6 +57,15 @@ class Encoded:
     weights: np.ndarray | None
 
 
+class Declared(TypedDict, total=False):
+    """What a dataset declares, as yaml has it."""
+
+    user: list[str | int] | None
+    context: list[str | int] | None
+    item: list[str | int] | None
+    form: dict[str | int, str | int] | None
+
+
 def declared(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Checks what a dataset declares.
 
@@ -68,8 +78,7 @@ def declared(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: an entry is none of these, or a name comes twice.
     """
-    for key in fields:
-        one_of("dataset.fields", key, (*GROUPS, "form"))
+    expect("dataset.fields", fields, Declared)
     given = {group: [str(name) for name in fields.get(group) or ()] for group in GROUPS}  # 7 may be a column
     names = [name.removesuffix("*") for group in GROUPS for name in given[group]]
     for name in names:

@@ -9,37 +9,66 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import polars as pl
 import polars.selectors as cs
 
 from hydrec.data import log, raw
 from hydrec.data.log import InteractionLog
-from hydrec.data.rows import JOINED, KEY, MEND, Parquet, Text
+from hydrec.data.options import typed
+from hydrec.data.raw import JOINED
+from hydrec.data.rows import KEY, MEND, Parquet, Text
 from hydrec.errors import InputError, MissingData, one_of
 
-VERSION = 2  # to be raised when the same files and options give another log
+VERSION = 3  # to be raised when the same files and options give another log
 
 EVENT = ("user", "item", "time", "value", "label")
 ROLES = (*EVENT, "title")
 OPTIONAL = ("columns.time", "columns.value", "columns.label", "columns.title")
-HISTORY = ("columns", "separator", "padding")
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 ATOMIC = ("inter", "item", "user")  # what RecBole's files end on
 KINDS = ("token", "token_seq", "float", "float_seq")  # of their columns
-BETWEEN = {"token": JOINED, "token_seq": " "}  # the values of those that are features
-LINE = r"^\s*[0-9]{1,18}(\s+[0-9]{1,18})+\s*$"  # of sequences
+BETWEEN = {"token": JOINED, "float": JOINED, "token_seq": " "}  # the values of those that are features
+LINE = r"^[ \t]*[0-9]{1,18}([ \t]+[0-9]{1,18})+[ \t]*$"  # of sequences
 
 SECOND = 10**6  # microseconds, which times are in until events are in order
 UNITS = {"s": SECOND, "ms": 1000, "us": 1, "ns": 0.001}  # microseconds
 EARLY = datetime(1990, 1, 1, tzinfo=UTC).timestamp() * SECOND  # a log that ends before is worth a question
-LATE = datetime(2100, 1, 1, tzinfo=UTC).timestamp() * SECOND  # a time after is in another unit
+LATE = log.LATE * SECOND
 DATES = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%dT%H:%M")
 
 logger = logging.getLogger("hydrec")
+
+Name = str | int  # of a column
+
+
+class Columns(TypedDict, total=False):
+    """Which column has what."""
+
+    user: Name | None
+    item: Name | None
+    time: Name | None
+    value: Name | None
+    label: Name | None
+    title: Name | None
+
+
+class History(TypedDict, total=False):
+    """Which columns have each row's history, and how."""
+
+    columns: list[Name]
+    separator: str | None
+    padding: Name | None
+
+
+class Further(TypedDict, total=False):
+    """A file of users, or of items."""
+
+    path: str | None
+    id: Name | None
 
 
 # Columns to a log -------------------------------------------------------------------------------------------
@@ -124,19 +153,17 @@ class Plan:
         InputError: an option is none of those there are, or a column that is needed has no name.
     """
 
-    columns: dict[str, Any]
+    columns: Any
     time_unit: str
     missing: str
     event_features: list[Any]
-    history: dict[str, Any] | None
+    history: Any
     k_core: int
     duplicates: str
 
     def __post_init__(self) -> None:
         one_of(f"{KEY}.time_unit", self.time_unit, (*UNITS, "date"))
         one_of(f"{KEY}.missing", self.missing, ("error", "drop"))
-        for role in self.columns:
-            one_of(f"{KEY}.columns", role, ROLES)
         given = {role: str(name) for role, name in self.columns.items() if name is not None}
         for role in ("user", "item"):
             if role not in given:
@@ -144,12 +171,15 @@ class Plan:
         self.columns = {role: given.get(role) for role in ROLES}
         self.event_features = [str(name) for name in self.event_features]
         if self.history is not None:
-            for key in self.history:
-                one_of(f"{KEY}.history", key, HISTORY)
-            if not self.history.get("columns"):
+            self.history = dict.fromkeys(History.__annotations__) | self.history
+            if not self.history["columns"]:
                 raise InputError(f"{KEY}.history.columns: name the columns, or set history to null")
-            self.history = {key: self.history.get(key) for key in HISTORY}
             self.history["columns"] = [str(name) for name in self.history["columns"]]
+
+    @property
+    def past(self) -> list[str]:
+        """The columns that have each row's own history."""
+        return self.history["columns"] if self.history else []
 
     def log(
         self, name: str, events: Source, users: Side, items: Side, between: Mapping[str, str]
@@ -161,7 +191,8 @@ class Plan:
             events: one row each.
             users: what describes them.
             items: what describes them.
-            between: feature of events -> what is between its values, if it has several.
+            between: feature of events, or column of histories -> what is between its values, if it has
+                several.
 
         Raises:
             InputError: a column is not there, or a row cannot be used.
@@ -169,8 +200,7 @@ class Plan:
         for role in EVENT:
             events.expect(f"columns.{role}", self.columns[role])
         events.expect("event_features", *self.event_features)
-        if self.history is not None:
-            events.expect("history.columns", *self.history["columns"])
+        events.expect("history.columns", *self.past)
         frame = self._events(name, events)
         user_features, _ = users.read()
         item_features, titles = items.read()
@@ -181,7 +211,7 @@ class Plan:
             times=frame.get_column("time", default=None),
             values=frame.get_column("value", default=None),
             labels=frame.get_column("label", default=None),
-            past=self._past(frame),
+            past=self._past(frame, between),
             k_core=self.k_core,
             duplicates=self.duplicates,
             item_titles=titles,
@@ -194,14 +224,17 @@ class Plan:
             where=lambda row: events.rows.place(frame["line"][row]),
         )
 
-    def _past(self, frame: pl.DataFrame) -> tuple[pl.Series, pl.Series] | None:
+    def _past(self, frame: pl.DataFrame, between: Mapping[str, str]) -> tuple[pl.Series, pl.Series] | None:
         """The ids in all events' own histories, and how many each has."""
         if self.history is None:
             return None
-        cells = [pl.col(f"history {name}").cast(pl.String) for name in self.history["columns"]]
-        split = [cell.str.split(self.history["separator"] or JOINED) for cell in cells]
+        given, padding = self.history["separator"], self.history["padding"]
+        split = [
+            pl.col(f"history {name}").cast(pl.String).str.split(given or between[name])
+            for name in self.history["columns"]
+        ]
         lists = frame.select(pl.concat_list(each.fill_null([]) for each in split)).to_series()
-        nothing = ["", str(self.history["padding"])]
+        nothing = ["", *([] if padding is None else [str(padding)])]
         lists = lists.list.eval(pl.element().filter(~pl.element().is_in(nothing)))
         return _ids(lists.explode(empty_as_null=False)), lists.list.len()
 
@@ -209,7 +242,7 @@ class Plan:
         """Reads events whose order is also right within a second, which is as fine as a log is."""
         roles = {role: column for role in EVENT if (column := self.columns[role]) is not None}
         columns = roles | {f"feature {feature}": feature for feature in self.event_features}
-        columns |= {f"history {name}": name for name in (self.history or {}).get("columns", ())}
+        columns |= {f"history {name}": name for name in self.past}
         needed = [role for role in roles if role != "value"]
         parts, dropped = [], 0
         for frame in source.frames(columns):
@@ -310,9 +343,8 @@ def _complaint(role: str, cell: Any, unit: str) -> str:
             f"time {shown} is no date from 1970 to 2099, as 2020-12-31 or 2020-12-31T23:59:59Z; {MEND},"
             f" or set {KEY}.time_unit to one of {', '.join(UNITS)} if times are numbers"
         )
-    try:
-        number = float(cell)
-    except ValueError:
+    number = pl.Series([str(cell)]).cast(pl.Float64, strict=False)[0]  # unlike Python's, none with _ in it
+    if number is None:
         return f"time {shown} is not a number; {MEND}, or set {KEY}.time_unit=date if times are dates"
     fitting = [other for other, step in UNITS.items() if 0 <= number * step < LATE and other != unit]
     remedy = f"set {KEY}.time_unit={fitting[0]}" if fitting else MEND
@@ -359,30 +391,31 @@ class Table:
         InputError: an option cannot be used; names its key.
     """
 
+    @typed
     def __init__(
         self,
         *,
         name: str,
         path: str,
         root: str,
-        columns: dict[str, Any],
+        columns: Columns,
         time_unit: str,
         header: bool,
         separator: str | None,
         quote: str | None,
-        where: dict[Any, Any] | None,
+        where: dict[Name, str | int | float | bool] | None,
         missing: str,
-        user_features: list[Any],
-        item_features: list[Any],
-        event_features: list[Any],
-        history: dict[str, Any] | None,
-        users: dict[str, Any] | None,
-        items: dict[str, Any] | None,
-        multi: dict[Any, str] | None,
+        user_features: list[Name],
+        item_features: list[Name],
+        event_features: list[Name],
+        history: History | None,
+        users: Further | None,
+        items: Further | None,
+        multi: dict[Name, str] | None,
         k_core: int,
         duplicates: str,
     ) -> None:
-        self.name, self.path, self.root = name, str(path), root
+        self.name, self.path, self.root = name, path, root
         self.plan = Plan(
             columns=columns,
             time_unit=time_unit,
@@ -394,17 +427,12 @@ class Table:
         )
         self.features = {"user": list(map(str, user_features)), "item": list(map(str, item_features))}
         self.further: dict[str, tuple[str, str | None]] = {}  # role -> (path, name of the ids)
-        for role, file in (("user", users or {}), ("item", items or {})):
-            for key in file:
-                one_of(f"{KEY}.{role}s", key, ("path", "id"))
-            if file.get("path") is not None:
-                ids = file.get("id")
-                self.further[role] = file["path"], None if ids is None else str(ids)
+        for role, file in (("user", users or Further()), ("item", items or Further())):
+            other, ids = file.get("path"), file.get("id")
+            if other is not None:
+                self.further[role] = other, None if ids is None else str(ids)
         self.separator = separator.replace("\\t", "\t") if separator else None
         self.quote, self.header = quote, header
-        for key, value in (("where", where), ("multi", multi)):
-            if not isinstance(value, dict | None):
-                raise InputError(f"{KEY}.{key}={value}: must be a mapping of columns, or null")
         self.where = {str(column): str(value) for column, value in (where or {}).items()}
         self.multi = {str(feature): between for feature, between in (multi or {}).items()}
         if quote is not None and len(quote.encode()) != 1:
@@ -450,7 +478,8 @@ class Table:
         events.expect("where", *self.where)
         users = self._side("user", events, None)
         items = self._side("item", events, self.plan.columns["title"])
-        return self.plan.log(self.name, events, users, items, self._between(self.plan.event_features))
+        several = [*self.plan.event_features, *self.plan.past]
+        return self.plan.log(self.name, events, users, items, self._between(several))
 
     def _find(self, key: str, path: str, error: type[InputError] = InputError) -> Path:
         tried = dict.fromkeys([*raw.places(path, self.root), Path(path)])
@@ -487,9 +516,9 @@ class Table:
 class Atomic:
     """Reads RecBole's atomic files: NAME.inter and, where they are, NAME.item and NAME.user.
 
-    The header gives each column a type, as in ``user_id:token``. Of items and users, ``token`` and
-    ``token_seq`` (several, blanks in between) become features; ``float`` and ``float_seq`` are left out,
-    since features are categories, and nearly every number would be its own.
+    The header gives each column a type, as in ``user_id:token``. Of items and users, ``token``, ``float`` and
+    ``token_seq`` (several, blanks in between) become features; ``float_seq`` are left out, since they are
+    vectors. A number is a category of its own unless ``dataset.fields.form`` makes it a bucket or a number.
 
     Args:
         name: what tables call the data.
@@ -501,6 +530,7 @@ class Atomic:
         time_unit: as in `Table`; RecBole has ``s``.
         missing: what to do about rows without user, item or time: ``error`` or ``drop``.
         event_features: columns of NAME.inter, of any type.
+        history: as in `Table`, of columns of NAME.inter, such as ``item_id_list:token_seq``.
         k_core: least number of events of each user and each item, 0 for no filter.
         duplicates: what to do where a user meets an item again: ``keep``, ``first``, ``last`` or ``error``.
 
@@ -508,16 +538,18 @@ class Atomic:
         InputError: an option cannot be used; names its key.
     """
 
+    @typed
     def __init__(
         self,
         *,
         name: str,
         folder: str,
         root: str,
-        columns: dict[str, Any],
+        columns: Columns,
         time_unit: str,
         missing: str,
         event_features: list[str],
+        history: History | None,
         k_core: int,
         duplicates: str,
     ) -> None:
@@ -527,7 +559,7 @@ class Atomic:
             time_unit=time_unit,
             missing=missing,
             event_features=event_features,
-            history=None,
+            history=history,
             k_core=k_core,
             duplicates=duplicates,
         )
@@ -563,7 +595,8 @@ class Atomic:
         events, kinds = opened["inter"]
         users = self._side("user", opened, None)
         items = self._side("item", opened, self.plan.columns["title"])
-        between = {name: BETWEEN.get(kinds.get(name, ""), JOINED) for name in self.plan.event_features}
+        several = [*self.plan.event_features, *self.plan.past]
+        between = {name: BETWEEN.get(kinds.get(name, ""), JOINED) for name in several}
         return self.plan.log(self.name, events, users, items, between)
 
     def _side(self, role: str, opened: Mapping[str, tuple[Source, dict]], title: str | None) -> Side:
@@ -616,6 +649,7 @@ class Sequences:
         duplicates: what to do where a user meets an item again: ``keep``, ``first``, ``last`` or ``error``.
     """
 
+    @typed
     def __init__(self, *, name: str, folder: str, file: str, root: str, k_core: int, duplicates: str) -> None:
         self.name, self.folder, self.file, self.root = name, folder, file, root
         self.k_core, self.duplicates = k_core, duplicates

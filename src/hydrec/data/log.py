@@ -15,6 +15,7 @@ import polars as pl
 from hydrec.errors import InputError
 
 DUPLICATES = ("keep", "first", "last", "error")
+LATE = 4_102_444_800  # seconds: 2100 begins; a time after is in another unit, or none
 COLUMNS = (
     *("users", "items", "times", "values", "labels", "offsets", "past_items", "past_offsets"),
     *("user_ids", "item_ids", "item_titles"),
@@ -71,7 +72,7 @@ class Feature:
             column = column.filter(pl.Series(counts > 0)).explode()
         else:
             counts = np.ones(len(column), np.int64)
-        text = column.cast(pl.String)
+        text = column.cast(pl.String).str.strip_chars_end("\0")  # with which numpy's text cannot end
         text = text.set(text == "", None)
         vocabulary = text.drop_nulls().unique().sort()
         known = text.cast(pl.Enum(vocabulary)).to_physical().cast(pl.Int32) + 2
@@ -107,7 +108,8 @@ class InteractionLog:
         item_features, user_features: rows are ids 0..V and 0..U.
         event_features: rows are the log's.
         dated: whether times are times; else they order a user's events and say nothing of others'.
-        fingerprint: sha256 of everything above but the name and ``dated``.
+        fingerprint: sha256 of everything above but the name and ``dated``; `hydrec.data.cache.load` puts one
+            in its place that has the raw files and the reader's options as well.
     """
 
     name: str
@@ -189,7 +191,8 @@ class InteractionLog:
 
         Raises:
             InputError: a bad ``k_core`` or ``duplicates``, duplicates that are refused, or no event left;
-                a ``k_core`` of events with their own history.
+                a ``k_core`` of events with their own history; a time that is not from 1970 to 2099, or an id
+                with a NUL.
         """
         if duplicates not in DUPLICATES:
             raise InputError(f"dataset.reader.duplicates={duplicates}: use one of {', '.join(DUPLICATES)}")
@@ -202,19 +205,24 @@ class InteractionLog:
             raise InputError(f"dataset.reader.k_core={k_core}: rows that bring their history need 0")
 
         user_ids, user = _factorise(users)
-        items, past_offsets = pl.Series(items), None
+        items, past_offsets, owner = pl.Series(items), None, np.arange(len(user))
         if past is not None:  # an item may occur in histories alone
             past_offsets = np.concatenate([[0], np.cumsum(past[1], dtype=np.int64)])
             both = [items, pl.Series(past[0])]
             kind = items.dtype if both[1].dtype == items.dtype else pl.String
             items = pl.concat([each.cast(kind) for each in both])
+            owner = np.concatenate([owner, np.repeat(owner, past[1])])
         item_ids, item = _factorise(items)
+        for ids, codes in ((user_ids, user), (item_ids, item)):
+            _refuse_nul(ids, codes, lambda place: where(int(owner[place])))
         item, past_items = item[: len(user)], item[len(user) :]
         pair = user.astype(np.int64) * (len(item_ids) + 1) + item
         if duplicates == "error":
             _refuse_repeats(pair, where)
 
         time = np.arange(len(user)) if times is None else np.asarray(times, np.int64)
+        if times is not None:
+            _refuse_times(time, where)
         value = np.full(len(user), np.nan, np.float32) if values is None else np.asarray(values, np.float32)
         by = pl.DataFrame({"user": user, "time": time})
         rows = by.select(pl.arg_sort_by("user", "time", maintain_order=True)).to_series().to_numpy()
@@ -320,6 +328,23 @@ def _factorise(raw: Any) -> tuple[pl.Series, np.ndarray]:
             distinct = number.sort().cast(pl.String)
     places = pl.Series(np.arange(1, len(distinct) + 1, dtype=np.int32))
     return distinct, column.replace_strict(distinct, places).to_numpy()
+
+
+def _refuse_nul(ids: pl.Series, codes: np.ndarray, where: Callable[[int], str]) -> None:
+    """Arrays of text lose it at the end, and two ids would be one; half a surrogate pair is read as NUL."""
+    broken = ids.cast(pl.String).str.contains("\0", literal=True).arg_true()
+    if len(broken):
+        place = where(int((codes == broken[0] + 1).argmax()))
+        raise InputError(f"{place}: the id {ids[broken[0]]!r:.60} has a NUL character; mend the file")
+
+
+def _refuse_times(time: np.ndarray, where: Callable[[int], str]) -> None:
+    if time.min() < 0 or time.max() >= LATE:
+        wrong = int(((time < 0) | (time >= LATE)).argmax())
+        raise InputError(
+            f"{where(wrong)}: time {time[wrong]} is not from 1970 to 2099 in seconds; mend the file, or if it"
+            " has milliseconds, read it with dataset=table and dataset.reader.time_unit=ms"
+        )
 
 
 def _refuse_repeats(pair: np.ndarray, where: Callable[[int], str]) -> None:

@@ -1,6 +1,7 @@
 """MovieLens, every release of GroupLens from 100K to 32M: the files as published, plain or gzipped.
 
-Movies and users are matched as whole lines, because titles may hold separators and quotes.
+Movies and users are matched as whole lines, because titles may hold separators and quotes. Those of 100K and
+1M are Latin-1.
 """
 
 from pathlib import Path
@@ -10,9 +11,10 @@ import polars as pl
 
 from hydrec.data import raw
 from hydrec.data.log import InteractionLog
+from hydrec.data.options import typed
 from hydrec.errors import InputError, MissingData
 
-VERSION = 1  # to be raised when the same files give another log
+VERSION = 2  # to be raised when the same files give another log
 PAGE = "https://files.grouplens.org/datasets/movielens/"
 MEND = f"mend the file, or get the release again from {PAGE}"
 EVENT = {"user": pl.Int64, "movie": pl.Int64, "rating": pl.Float32, "time": pl.Int64}
@@ -51,12 +53,12 @@ RELEASES = (
         movies=Table(
             file="movies.dat",
             form="id::title::genres",
-            pattern=r"^(?<id>\d{1,18})::(?<title>.*)::(?<genres>[^:]*)$",
+            pattern=r"^(?<id>[0-9]{1,18})::(?<title>.*)::(?<genres>[^:]*)$",
         ),
         users=Table(
             file="users.dat",
             form="id::gender::age::occupation::zip",
-            pattern=r"^(?<id>\d{1,18})::(?<gender>\w)::(?<age>\d+)::(?<occupation>\d+)::(?<zip>[^:]*)$",
+            pattern=r"^(?<id>[0-9]{1,18})::(?<gender>\w)::(?<age>[0-9]+)::(?<occupation>[0-9]+)::(?<zip>[^:]*)$",
         ),
     ),
     Release(  # 100K
@@ -67,12 +69,12 @@ RELEASES = (
         movies=Table(
             file="u.item",
             form="id|title|released|video|url|19 flags",
-            pattern=r"^(?<id>\d{1,18})\|(?<title>.*)\|[^|]*\|[^|]*\|[^|]*\|[01](?<flags>(?:\|[01]){18})$",
+            pattern=r"^(?<id>[0-9]{1,18})\|(?<title>.*)\|[^|]*\|[^|]*\|[^|]*\|[01](?<flags>(?:\|[01]){18})$",
         ),
         users=Table(
             file="u.user",
             form="id|age|gender|occupation|zip",
-            pattern=r"^(?<id>\d{1,18})\|(?<age>\d+)\|(?<gender>\w)\|(?<occupation>[^|]*)\|(?<zip>[^|]*)$",
+            pattern=r"^(?<id>[0-9]{1,18})\|(?<age>[0-9]+)\|(?<gender>\w)\|(?<occupation>[^|]*)\|(?<zip>[^|]*)$",
         ),
     ),
     Release(  # latest-small, 20M, 25M, 32M
@@ -83,7 +85,7 @@ RELEASES = (
         movies=Table(
             file="movies.csv",
             form="movieId,title,genres",
-            pattern=r'^(?<id>\d{1,18}),"?(?<title>.*?)"?,(?<genres>[^,]*)$',
+            pattern=r'^(?<id>[0-9]{1,18}),"?(?<title>.*?)"?,(?<genres>[^,]*)$',
         ),
         users=None,
     ),
@@ -101,6 +103,7 @@ class MovieLens:
         duplicates: what to do where a user rated a movie twice: ``keep``, ``first``, ``last`` or ``error``.
     """
 
+    @typed
     def __init__(self, *, name: str, folder: str, root: str, k_core: int, duplicates: str) -> None:
         self.name = name
         self.folder = folder
@@ -144,6 +147,14 @@ class MovieLens:
             mend=MEND,
             header=int(release.header),
         )
+        raw.require(
+            ratings,
+            events.with_row_index("line", 1 + release.header),
+            "rating",
+            pl.col("rating").is_between(0.5, 5),
+            "a rating of 0.5 to 5",
+            MEND,
+        )
         films = _table(movies, release.movies, release.header)
         people = [_table(path, release.users, release.header) for path in users if release.users]
         return InteractionLog.build(
@@ -182,7 +193,8 @@ def _table(path: Path, table: Table, header: bool) -> pl.DataFrame:
     """Returns the fields that the table's pattern names, as text but for the id; one row an id."""
     if header:
         raw.expect_header(path, table.form, MEND)
-    lines = pl.concat([block.lines() for block in raw.blocks(path, MEND, header=int(header))])
+    blocks = raw.blocks(path, MEND, header=int(header), latin=not header)
+    lines = pl.concat([block.lines() for block in blocks])
     fields = lines.str.extract_groups(table.pattern).struct.unnest()
     for wrong, what in (
         (fields["id"].is_null(), f"not a line like {table.form}"),

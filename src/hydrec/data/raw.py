@@ -1,11 +1,12 @@
 """Raw files: where they lie, and what is in them, block by block, or one line that says what is wrong.
 
 A file is read in blocks of whole lines, so memory does not grow with it; a block is parsed in one step, and
-only where that fails is it looked at line by line, to name the first that is wrong.
+only where that fails is it looked at line by line, to name the first that is wrong. Text is UTF-8.
 """
 
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,11 +17,17 @@ import polars as pl
 from hydrec.errors import InputError
 
 BLOCK = 2**26  # bytes read at once
+MARK = b"\xef\xbb\xbf"  # of byte order
 BOMB = 200, 2**30  # a gzip file may not grow more than so many times once it has given so many bytes
 
 # A string of Python or JSON: what is in between lands in one of two groups
 STRING = r"""[ub]?'((?:[^'\\]|\\.)*)'|[ub]?"((?:[^"\\]|\\.)*)\""""
-OPEN, CLOSE, SLASH, OTHER = "\x01\x02\x03\x04"  # stand for what must not be mistaken; no file has them
+# Bytes that stand for what must not be mistaken: a file that has them is refused
+MARKS = OPEN, CLOSE, SLASH, OTHER = "\x01\x02\x03\x04"
+JOINED = "\x1f"  # for separators of several bytes, and between the values of a Parquet list
+
+# A character of several bytes in UTF-8; in Latin-1 a letter before signs that do not follow one
+WIDE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
 
 class Block(NamedTuple):
@@ -28,22 +35,15 @@ class Block(NamedTuple):
 
     Attributes:
         line: number of the first, from 1.
-        content: the lines, the last without its end.
+        content: the lines in UTF-8, the last without its end.
     """
 
     line: int
     content: bytes
 
-    def text(self) -> str:
-        """The lines as text, UTF-8 or else Latin-1."""
-        try:
-            return self.content.decode()
-        except UnicodeDecodeError:
-            return self.content.decode("latin-1")
-
     def lines(self) -> pl.Series:
-        """The lines one by one, without carriage returns."""
-        return pl.Series("lines", [self.text()]).str.split("\n").explode().str.strip_chars_end("\r")
+        """The lines one by one, without a carriage return at the end."""
+        return pl.Series("lines", [self.content.decode()]).str.split("\n").explode().str.strip_suffix("\r")
 
 
 # Where files lie --------------------------------------------------------------------------------------------
@@ -56,14 +56,21 @@ def places(folder: str, root: str) -> list[Path]:
 
 def plain_or_gz(path: Path) -> Path | None:
     """The file, or else the same with ``.gz``, or else nothing."""
-    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
+    return next((each for each in (path, Path(f"{path}.gz")) if each.is_file()), None)
 
 
 # Lines ------------------------------------------------------------------------------------------------------
 
 
 def blocks(
-    path: Path, mend: str, *, header: int = 0, cut: bool = False, size: int = BLOCK
+    path: Path,
+    mend: str,
+    *,
+    header: int = 0,
+    cut: bool = False,
+    size: int = BLOCK,
+    marks: str = "",
+    latin: bool = False,
 ) -> Iterator[Block]:
     """Yields the lines of a text file, plain or gzipped, without byte order mark and blank lines at the end.
 
@@ -73,21 +80,27 @@ def blocks(
         header: lines to leave out at the beginning.
         cut: whether the last line may have no end; where a publisher's never does, one that is missing tells
             that the file was cut off, perhaps inside of a number.
-        size: bytes read at once; a line must be shorter.
+        size: bytes read at once; a line, and a run of blank lines, must be shorter.
+        marks: ASCII characters, besides NUL, that the file must not have, since to its reader they stand for
+            something else.
+        latin: whether the file may be Latin-1. Then all its characters beyond ASCII are, or none is.
 
     Raises:
         InputError: the file cannot be read or unpacked, is no text, is cut off, or has no lines.
     """
     line, rest, empty = 1, b"", True
     for chunk in _chunks(path, mend, size):
-        if b"\0" in chunk:
-            at = line + (rest + chunk).count(b"\n", 0, len(rest) + chunk.index(b"\0"))
-            raise InputError(f"{path}:{at}: a NUL byte, as in UTF-16 text; save it as UTF-8, or {mend}")
+        for mark in f"\0{marks}".encode():
+            if (at := chunk.find(mark)) >= 0:
+                number = line + (rest + chunk).count(b"\n", 0, len(rest) + at)
+                what = f"a byte {mark:#04x}, which is no text" if mark else "a NUL byte, as in UTF-16 text"
+                raise InputError(f"{path}:{number}: {what}; save it as UTF-8, or {mend}")
         rest += chunk
         end = rest.rfind(b"\n")
-        if end < 0 and len(rest) > size:
-            raise InputError(f"{path}:{line}: a line of more than {size:,} bytes; {mend}")
         full = len(rest[: end + 1].rstrip(b" \r\n"))  # blank lines wait for a line after them
+        if not full and len(rest) > size:
+            what = "a line" if end < 0 else "blank lines"
+            raise InputError(f"{path}:{line}: {what} of more than {size:,} bytes; {mend}")
         if not full:
             continue
         end = rest.index(b"\n", full)  # not at once: blanks may belong to a field
@@ -96,7 +109,7 @@ def blocks(
         line += content.count(b"\n") + 1
         if block.content:
             empty = False
-            yield block
+            yield _utf8(path, block, mend, latin)
         del content, block
     content = rest.rstrip(b" \r\n")
     if content and not cut:
@@ -104,9 +117,25 @@ def blocks(
         raise InputError(f"{path}:{line}: the last line has no end, so it may be cut off; {mend}")
     last = _without_header(Block(line, content), header)
     if last.content:
-        yield last
+        yield _utf8(path, last, mend, latin)
     elif empty:
         raise InputError(f"{path}: empty; {mend}")
+
+
+def _utf8(path: Path, block: Block, mend: str, latin: bool) -> Block:
+    if block.content.isascii():
+        return block
+    try:
+        block.content.decode()
+    except UnicodeDecodeError as wrong:
+        if latin and not WIDE.search(block.content):
+            return block._replace(content=block.content.decode("latin-1").encode())
+        line = block.line + block.content.count(b"\n", 0, wrong.start)
+        raise InputError(f"{path}:{line}: not UTF-8; save the file as UTF-8, or {mend}") from wrong
+    if (at := (b"\n" + block.content).find(b"\n" + MARK)) >= 0:
+        line = block.line + block.content.count(b"\n", 0, at)
+        raise InputError(f"{path}:{line}: a byte order mark, as where two files were joined; {mend}")
+    return block
 
 
 def _without_header(block: Block, header: int) -> Block:
@@ -122,7 +151,7 @@ def _chunks(path: Path, mend: str, size: int) -> Iterator[bytes]:
         packed = path.stat().st_size
         file: IO[bytes]
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:  # type: ignore[assignment]
-            total, chunk = 0, file.read(size).removeprefix(b"\xef\xbb\xbf")
+            total, chunk = 0, file.read(size).removeprefix(MARK)
             while chunk:
                 total += len(chunk)
                 if total > BOMB[1] and total > BOMB[0] * packed:
@@ -174,13 +203,14 @@ def delimited(
         InputError: the file, or a line, cannot be used.
     """
     frames = []
-    for block in blocks(path, mend, header=header):
-        content, single = block.content, separator
-        if pl.String in schema.values():
-            content = block.text().encode()
-        if len(separator) > 1:  # the parser takes one byte only
-            single = "\x1f"
+    single, marks = (separator, "") if len(separator) == 1 else (JOINED, JOINED)  # the parser takes one byte
+    for block in blocks(path, mend, header=header, marks=marks):
+        content = block.content
+        if single != separator:
             content = content.replace(separator.encode(), single.encode())
+        if (at := content.find(f"\r{single}".encode())) >= 0:  # which the parser would drop
+            line = block.line + content.count(b"\n", 0, at)
+            raise InputError(f"{path}:{line}: a carriage return in the middle of a line; {mend}")
         try:
             frame = pl.read_csv(
                 content, has_header=False, schema=schema, separator=single, quote_char=None, encoding="utf8"
@@ -210,12 +240,13 @@ def _first_wrong(
     tests = [pl.when(count != len(schema)).then(pl.format("{} instead of {} fields", count, len(schema)))]
     for place, (name, kind) in enumerate(schema.items()):
         cell = pl.col("cells").list.get(place, null_on_oob=True)
+        shown = cell.str.replace_all("\r", "\\r", literal=True)
         what = "text" if kind == pl.String else "a number of 0 or more"
         if kind in (pl.Int64, pl.Int32):
             what = "a whole number of 0 or more"
         value = cell.cast(kind, strict=False).alias(name)
         usable = value != "" if kind == pl.String else value.is_finite() & (value >= 0)
-        tests.append(pl.when(~usable.fill_null(False)).then(pl.format(f"{name} '{{}}' is not {what}", cell)))
+        tests.append(pl.when(~usable.fill_null(False)).then(pl.format(f"{name} '{{}}' is not {what}", shown)))
     row, wrong = cells.select(pl.coalesce(tests)).with_row_index().drop_nulls().row(0)
     return InputError(f"{path}:{block.line + row}: {wrong} (a line is {form}); {mend}")
 
@@ -231,8 +262,8 @@ def records(
     Args:
         path: the file.
         fields: the keys to read, at the top, with their types, which may nest (``pl.List(pl.Struct(...))``);
-            numbers are best read as ``pl.Float64``, since whole ones silently lose a fraction. A key that a
-            line lacks is null there; other keys are skipped.
+            numbers are best read as ``pl.String``, since as a number true is 1 and text no field. A key that
+            a line lacks is null there; other keys are skipped.
         mend: the remedy that closes a message.
 
     Yields:
@@ -242,7 +273,7 @@ def records(
         InputError: the file, or a line, cannot be used.
     """
     kind = pl.Struct(dict(fields))
-    for block in blocks(path, mend, cut=True):  # half a dictionary is none
+    for block in blocks(path, mend, cut=True, marks="".join(MARKS)):  # half a dictionary is none
         lines = block.lines()
         if not (lines[0] or "").startswith('{"'):
             lines = as_json(lines)
@@ -253,7 +284,29 @@ def records(
                 f"{path}:{block.line + row}: not a dictionary with the fields {', '.join(fields)}"
                 f" ({block.lines()[row][:60]!r} ...); {mend}"
             )
+        for row in _repeated(lines, frame).arg_true()[:1]:
+            raise InputError(f"{path}:{block.line + row}: one of {', '.join(fields)} comes twice; {mend}")
         yield block.line, frame
+
+
+def require(path: Path, rows: pl.DataFrame, field: str, usable: pl.Expr, what: str, mend: str) -> None:
+    """Refuses the first of the rows, which have their ``line``, whose field is not usable; null is none."""
+    wrong = rows.filter(~usable.fill_null(False)).head(1)
+    if len(wrong):
+        found = str(wrong[field][0])[:60]
+        raise InputError(f"{path}:{wrong['line'][0]}: {field} {found!r} is not {what}; {mend}")
+
+
+def _repeated(lines: pl.Series, frame: pl.DataFrame) -> pl.Series:
+    """Whether a line has a key again, of which the decoder would take the first, and Python the last."""
+    most = {name: pl.lit(1) for name in frame.columns}
+    for name, kind in frame.schema.items():
+        if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Struct):
+            most |= {field.name: pl.col(name).list.len().fill_null(0) for field in kind.inner.fields}
+    # what is in text does not count: its quotes are escaped
+    keys = [lines.str.count_matches(f'"{key}"\\s*:').alias(f"keys {key}") for key in most]
+    often = [pl.col(f"keys {key}") > times for key, times in most.items()]
+    return frame.with_columns(keys).select(pl.any_horizontal(often)).to_series()
 
 
 def _decoded(lines: pl.Series, kind: pl.Struct) -> pl.DataFrame | None:

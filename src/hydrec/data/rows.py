@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 
 from hydrec.data import raw
+from hydrec.data.raw import JOINED
 from hydrec.errors import InputError
 
 KEY = "dataset.reader"
 MEND = "mend the file"
 BLOCK = 2**24  # bytes of text read at once
 SLICE = 2**22  # rows of Parquet read at once
-JOINED = "\x1f"  # between the values of a Parquet list; stands for separators of several bytes
 
 
 class Text:
@@ -39,7 +39,8 @@ class Text:
     def __init__(self, path: Path, *, separator: str, quote: str | None, header: bool) -> None:
         self.path, self.separator, self.quote = path, separator, quote
         self.mark = separator if len(separator.encode()) == 1 else JOINED  # the parser takes one byte
-        block = next(raw.blocks(path, MEND, cut=True, size=2**20))
+        self.marks = JOINED if separator != JOINED else ""  # JOINED stands for ends of values as well
+        block = next(raw.blocks(path, MEND, cut=True, size=2**20, marks=self.marks))
         block = raw.Block(1, self._marked(block.content))
         fields, _, starts = self._rows(block)
         if not len(fields):
@@ -63,7 +64,7 @@ class Text:
         """
         places = {new: self.names.index(name) for new, name in columns.items()}
         rest = b""
-        for block in raw.blocks(self.path, MEND, header=self.header, cut=True, size=BLOCK):
+        for block in raw.blocks(self.path, MEND, header=self.header, cut=True, size=BLOCK, marks=self.marks):
             block = raw.Block(block.line - rest.count(b"\n"), rest + self._marked(block.content))
             fields, lines, starts = self._rows(block)
             end = starts[-1]
@@ -112,6 +113,9 @@ class Text:
                     f" or set {KEY}.quote=null if quotes mean nothing"
                 )
         ends, marks = (places[np.searchsorted(quotes, places) % 2 == 0] for places in (newlines, marks))
+        for mark in marks[text[marks - 1] == ord("\r")][:1]:  # which the parser would drop
+            line = block.line + np.searchsorted(newlines, mark)
+            raise InputError(f"{self.place(line)}: a carriage return in the middle of a line; {MEND}")
         fields = np.diff(np.searchsorted(marks, ends), prepend=0) + 1
         starts = np.append(0, ends + 1)
         return fields, block.line + np.searchsorted(newlines, starts[:-1]), starts
@@ -128,11 +132,6 @@ class Text:
                 encoding="utf8",
             )
         except pl.exceptions.PolarsError as error:
-            try:
-                block.content.decode()
-            except UnicodeDecodeError as wrong:
-                line = block.line + block.content.count(b"\n", 0, wrong.start)
-                raise InputError(f"{self.place(line)}: not UTF-8; save the file as UTF-8") from wrong
             raise InputError(
                 f"{self.place(block.line)}: cannot be parsed ({_reason(error)}); {MEND}"
             ) from error
@@ -185,7 +184,7 @@ class Parquet:
 
     def _plain(self, name: str) -> pl.Expr:
         kind, column = self.kinds[name], pl.col(name)
-        if isinstance(kind, pl.List):
+        if isinstance(kind, pl.List | pl.Array):
             return column.cast(pl.List(pl.String)).list.join(JOINED)
         number_or_time = kind.is_numeric() or isinstance(kind, pl.Date | pl.Datetime)
         return column if number_or_time else column.cast(pl.String)

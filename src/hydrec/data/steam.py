@@ -14,17 +14,18 @@ import polars as pl
 import torch
 
 from hydrec.data import raw
-from hydrec.data.log import InteractionLog
+from hydrec.data.log import LATE, InteractionLog
+from hydrec.data.options import typed
 from hydrec.errors import InputError, MissingData, at_least, one_of
 from hydrec.sampling import hash64
 
-VERSION = 1  # to be raised when the same files give another log
+VERSION = 2  # to be raised when the same files give another log
 PAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data"
 MEND = f"mend the file, or get it again; published files are at {PAGE}"
 
-REVIEW = {"username": pl.String, "product_id": pl.String, "date": pl.String, "hours": pl.Float64}
+REVIEW = dict.fromkeys(("username", "product_id", "date", "hours"), pl.String)
 POSTED = pl.List(pl.Struct({"item_id": pl.String, "posted": pl.String}))
-OWNED = pl.List(pl.Struct({"item_id": pl.String, "playtime_forever": pl.Float64}))
+OWNED = pl.List(pl.Struct({"item_id": pl.String, "playtime_forever": pl.String}))
 LABELS = ("genres", "tags", "specs")
 WORDS = ("id", "url", "app_name", "title", "developer", "publisher")
 GAME = dict.fromkeys(LABELS, pl.List(pl.String)) | dict.fromkeys(WORDS, pl.String())
@@ -32,7 +33,7 @@ GAME = dict.fromkeys(LABELS, pl.List(pl.String)) | dict.fromkeys(WORDS, pl.Strin
 EVENTS = {"reviews": "australian_user_reviews.json", "derived": "derived_review_playtime.csv"}
 LIBRARIES = ("australian_users_items.json", "australian_users_items.subset.json")
 PAIR = "user_id,item_id,date,playtime_minutes,hours,recommend,posted"
-PAIRS = r"^(?<user>[^,]+),(?<item>[^,]+),(?<date>[^,]*),(?<minutes>\d+),[^,]*,[^,]*,"
+PAIRS = r"^(?<user>[^,]+),(?<item>[^,]+),(?<date>[^,]*),(?<minutes>-?[0-9]+),[^,]*,[^,]*,"
 
 logger = logging.getLogger("hydrec")
 
@@ -58,6 +59,7 @@ class Steam:
         InputError: ``users`` or ``draw_seed`` is no such number.
     """
 
+    @typed
     def __init__(
         self,
         *,
@@ -144,6 +146,7 @@ class SteamAustralia:
         InputError: there are no such events.
     """
 
+    @typed
     def __init__(
         self, *, name: str, folder: str, root: str, events: str, k_core: int, duplicates: str
     ) -> None:
@@ -216,41 +219,41 @@ def _games_beside(events: Path) -> list[Path]:
     return [games] if games else []
 
 
-def _require(path: Path, rows: pl.DataFrame, field: str, usable: pl.Expr, what: str) -> None:
-    """Refuses the first of the rows, which have their ``line``, whose field is not usable."""
-    wrong = rows.filter(~usable).head(1)
-    if len(wrong):
-        found = str(wrong[field][0])[:60]
-        raise InputError(f"{path}:{wrong['line'][0]}: {field} {found!r} is not {what}; {MEND}")
-
-
 # Events -----------------------------------------------------------------------------------------------------
 
 
 def _events(path: Path, blocks: Iterable[pl.DataFrame], form: str) -> pl.DataFrame:
     """Puts blocks of line, user, item, date and hours together; dates become seconds at 00:00 UTC.
 
-    Events that lack user, item or date are left out and counted.
+    Events that lack user, item or date are left out and counted, and negative hours are 0 and counted.
     """
     known = pl.all_horizontal(pl.col("user", "item", "date") != "")
     time = pl.col("date").str.to_date(form, strict=False).dt.epoch("s")
-    hours = pl.col("hours").cast(pl.Float32)
+    dated, what = time.is_between(0, LATE, closed="left"), f"a date like {form} from 1970 to 2099"
     total, kept = 0, []
     for block in blocks:
         total += len(block)
         events = block.filter(known)
-        _require(path, events, "date", (time >= 0).fill_null(False), f"a date like {form}")
-        _require(path, events, "hours", _counted(hours), "a finite number, 0 or more")
-        kept.append(events.select("line", "user", "item", time=time, hours=hours))
+        raw.require(path, events, "date", dated, what, MEND)
+        kept.append(events.select("line", "user", "item", time=time, hours=_hours(path, events, "hours", 1)))
     events = pl.concat(kept, rechunk=True)
     if len(events) < total:
         left = total - len(events)
         logger.warning("%s: %d of %d reviews lack user, game or date and are left out", path, left, total)
-    return events
+    return _clamped(path, events)
 
 
-def _counted(hours: pl.Expr) -> pl.Expr:
-    return (hours.is_finite() & (hours >= 0)).fill_null(True)
+def _hours(path: Path, rows: pl.DataFrame, field: str, per_hour: int) -> pl.Series:
+    """Returns a field of numbers, or of text that is one, in hours."""
+    hours = (pl.col(field).cast(pl.Float64, strict=False) / per_hour).cast(pl.Float32)
+    raw.require(path, rows, field, pl.col(field).is_null() | hours.is_finite(), "a finite number", MEND)
+    return rows.select(hours).to_series()
+
+
+def _clamped(path: Path, events: pl.DataFrame) -> pl.DataFrame:
+    if negative := (events["hours"] < 0).sum():
+        logger.warning("%s: %d reviews have negative hours, which are taken for 0", path, negative)
+    return events.with_columns(pl.col("hours").clip(0))
 
 
 def _reviews(path: Path) -> Iterator[pl.DataFrame]:
@@ -261,7 +264,7 @@ def _reviews(path: Path) -> Iterator[pl.DataFrame]:
             item="item_id",
             # without the year there is no date
             date=pl.when(~pl.col("posted").str.contains(r"^Posted \w+ \d+\.$")).then("posted"),
-            hours=pl.lit(None, pl.Float64),
+            hours=pl.lit(None, pl.String),
         )
 
 
@@ -270,7 +273,8 @@ def _derived(path: Path) -> Iterator[pl.DataFrame]:
     for block in raw.blocks(path, MEND, header=1):
         lines = block.lines()
         pairs = lines.str.extract_groups(PAIRS).struct.unnest().with_row_index("line", block.line)
-        _require(path, pairs.with_columns(pair=lines), "pair", pl.col("user").is_not_null(), f"like {PAIR}")
+        whole = pl.col("user").is_not_null()
+        raw.require(path, pairs.with_columns(pair=lines), "pair", whole, f"like {PAIR}", MEND)
         yield pairs.select("line", "user", "item", "date", hours=pl.col("minutes").cast(pl.Float64) / 60)
 
 
@@ -289,13 +293,12 @@ def _distinct(path: Path, reviews: pl.DataFrame) -> pl.DataFrame:
 def _played(reviews: pl.DataFrame, path: Path) -> pl.DataFrame:
     """Returns the reviews with the hours in the libraries."""
     pair, found = ["user", "item"], []
-    hours = (pl.col("playtime_forever") / 60).cast(pl.Float32)
     for line, block in raw.records(path, {"user_id": pl.String(), "items": OWNED}, MEND):
         owned = _unnested(block, "items", line).rename({"user_id": "user", "item_id": "item"})
-        _require(path, owned, "playtime_forever", _counted(hours), "a finite number, 0 or more")
+        owned = owned.with_columns(hours=_hours(path, owned, "playtime_forever", 60))
         found.append(owned.join(reviews, on=pair, how="semi"))
     # some libraries are there twice: playtime only grows
-    played = pl.concat(found).group_by(pair).agg(hours=hours.max())
+    played = _clamped(path, pl.concat(found)).group_by(pair).agg(pl.col("hours").max())
     events = reviews.drop("hours").join(played, on=pair, how="left", maintain_order="left")
     logger.info("%s: tells the hours of %d of %d reviews", path, events["hours"].count(), len(events))
     return events
