@@ -2,12 +2,17 @@
 
     HYDREC_DATA=FOLDER python docs/datasets.py
 
-Data sets whose files are not there are listed as such. Nothing is downloaded.
+Data sets whose files are not there are listed as such. Nothing is downloaded. Where there is only the head of
+a publisher's file (NAME.head.EXTENSION), it is read from a folder of links, under the publisher's name.
 """
 
 import os
 import re
+import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,12 +73,22 @@ ROWS = (
         "IA-SASRec 943 / 1,682 / 100,000",
         "IA-SASRec says 5-core: the raw set has these counts",
     ),
-    Row("dataset=movielens_100k dataset.reader.k_core=5", "", "the 5-core of the row above"),
+    Row(
+        "dataset=movielens_100k dataset.reader.name=movielens_100k_core dataset.reader.k_core=5",
+        "",
+        "the 5-core of the row above",
+    ),
     Row("dataset=movielens_small"),
     Row("dataset=atomic", "", "the same events as movielens_100k, in RecBole's files"),
     Row("dataset=amazon_office", "IA-SASRec 4,905 / 2,420 / 53,258"),
     Row("dataset=amazon_instruments"),
     Row("dataset=amazon_music", "IA-SASRec 5,541 / 3,568 / 64,706"),
+    Row(
+        "dataset=amazon_music dataset.reader.name=amazon_music_head"
+        " dataset.reader.folder=amazon_2014_5core_head",
+        "IA-SASRec 5,541 / 3,568 / 64,706",
+        "the first lines of the file, which is sorted by item: users are cut short, so this is no 5-core",
+    ),
     Row("dataset=amazon_electronics", "MIAN 192,403 users, 1,689,188 events"),
     Row("dataset=amazon_books"),
     Row("dataset=amazon_beauty"),
@@ -89,29 +104,41 @@ ROWS = (
     ),
     Row("dataset=steam_australia", "", "reviews that have a year"),
     Row(
-        "dataset=steam_australia dataset.reader.events=derived",
+        "dataset=steam_australia dataset.reader.name=steam_australia_hours dataset.reader.events=derived",
         "",
         "reviews that have a year and hours of play",
     ),
     Row(
-        "dataset=table dataset.reader.path=reference_sequences/TiSASRec/ml-1m.txt"
-        " dataset.reader.separator=\\t dataset.reader.header=false dataset.reader.columns.user=1"
-        " dataset.reader.columns.item=2 dataset.reader.columns.value=3 dataset.reader.columns.time=4",
+        "dataset=table dataset.reader.name=steam_200k"
+        " dataset.reader.path=steam_kaggle_200k/steam-200k.csv.gz dataset.reader.header=false"
+        " dataset.reader.where={3:play} dataset.reader.columns.user=1 dataset.reader.columns.item=2"
+        " dataset.reader.columns.value=4 dataset.reader.columns.time=null",
+        "",
+        "games that were played, with hours, in the order of the file: it has no times",
+    ),
+    Row(
+        "dataset=table dataset.reader.name=movielens_tabs"
+        " dataset.reader.path=reference_sequences/TiSASRec/ml-1m.txt dataset.reader.separator=\\t"
+        " dataset.reader.header=false dataset.reader.columns.user=1 dataset.reader.columns.item=2"
+        " dataset.reader.columns.value=3 dataset.reader.columns.time=4",
         "",
         "the same events as movielens, with tabs",
     ),
     *(
         Row(
-            f"dataset=sequences dataset.reader.folder=reference_sequences/{folder}"
-            f" dataset.reader.file={file}",
+            f"dataset=sequences dataset.reader.name={name}"
+            f" dataset.reader.folder=reference_sequences/{folder} dataset.reader.file={file}",
             printed,
         )
-        for folder, file, printed in (
-            ("SASRec", "ml-1m.txt", "published as 6,040 / 3,416 / 999,611"),
-            ("BERT4Rec", "beauty.txt", "published as 40,226 / 54,542 / 353,962"),
-            ("GraphDA", "Beauty.txt", "published as 22,363 / 12,101 / 198,502"),
-            ("GraphDA", "Office_Products.txt", "published as 4,905 / 2,420 / 53,258"),
-            ("GraphDA", "Tools_and_Home_Improvement.txt", "published as 16,638 / 10,217 / 134,476"),
+        for name, folder, file, printed in (
+            ("movielens_of_sasrec", "SASRec", "ml-1m.txt", "published as 6,040 / 3,416 / 999,611"),
+            ("beauty_of_bert4rec", "BERT4Rec", "beauty.txt", "published as 40,226 / 54,542 / 353,962"),
+            ("beauty_of_graphda", "GraphDA", "Beauty.txt", "published as 22,363 / 12,101 / 198,502"),
+            ("office_of_graphda", "GraphDA", "Office_Products.txt", "published as 4,905 / 2,420 / 53,258"),
+            (
+                *("tools_of_graphda", "GraphDA", "Tools_and_Home_Improvement.txt"),
+                "published as 16,638 / 10,217 / 134,476",
+            ),
         )
     ),
 )
@@ -126,6 +153,21 @@ CLICK_ROWS = (
         "dataset=movielens protocol=click_rating",
         "",
         "ratings of 4 and more are positives, no negatives drawn",
+    ),
+    Row(
+        "dataset=alimama protocol=click_rating protocol.threshold=null protocol.cut=user protocol.window=50"
+        " protocol.valid=0.3 protocol.test=0.3",
+        "",
+        "500 rows of the log as prepared for DMR; an item is a category of ads, and rows bring their history",
+    ),
+    Row(
+        "dataset=table dataset.reader.name=steam_recommendations"
+        " dataset.reader.path=steam_kaggle_recommendations_sample/recommendations.csv"
+        " dataset.reader.columns.user=user_id dataset.reader.columns.item=app_id"
+        " dataset.reader.columns.time=date dataset.reader.time_unit=date"
+        " dataset.reader.columns.label=is_recommended protocol=click_rating protocol.threshold=null",
+        "",
+        "5,000 rows drawn by chance: nearly all users have one, so there are no histories",
     ),
     Row(
         "dataset=simulated_clicks protocol=click_days",
@@ -154,30 +196,36 @@ def main() -> None:
     from hydrec.errors import MissingData
     from hydrec.runs import write_atomically
 
-    lines, click_lines, cards, missing = [], [], [], []
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    lines, click_lines, cards, missing = [], [], {}, []
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), _heads() as heads:
         for row in (*ROWS, *CLICK_ROWS):
             overrides = row.overrides.split()
             if not any(each.startswith("protocol=") for each in overrides):
                 overrides.append("protocol=leave_one_out")
-            data = data_of(compose("train", [*overrides, "dataset.stand_in=false"]))
+            given = [*overrides, "dataset.stand_in=false", f"paths.data={heads}"]
+            data = data_of(compose("train", given))
             try:
                 data.prepare()
             except MissingData:
                 missing.append(row)
                 continue
             print(row.overrides, file=sys.stderr)
-            card = inspect.card(data, f"python -m hydrec.data inspect {' '.join(overrides)}")
+            card = inspect.card(data, f"python -m hydrec.data inspect {shlex.join(overrides)}")
             measured, table = (_clicks, click_lines) if row in CLICK_ROWS else (_counts, lines)
-            table.append(f"| {' | '.join((f'`{row.overrides}`', *measured(card), row.printed, row.why))} |")
-            cards.append(re.sub(r"^#", "##", page.markdown(card), flags=re.MULTILINE))
+            asked = f"`{shlex.join(row.overrides.split())}`"
+            table.append(f"| {' | '.join((asked, *measured(card), row.printed, row.why))} |")
+            text = re.sub("^### (.*)$", r"**\1**", page.markdown(card), flags=re.MULTILINE)
+            heading, _, text = text.partition("\n")
+            assert heading not in cards, f"{heading}: give one of the rows a dataset.reader.name of its own"
+            cards[heading] = f"#{heading}\n{text}"
     text = "\n".join(
         (
             "# Data sets",
             "",
             "Written by `HYDREC_DATA=FOLDER python docs/datasets.py` from publishers' files: do not edit.",
             "",
-            "Files of sequences have no times: theirs are positions, so nothing ties.",
+            "Where files have no times (-), the order of their rows stands for them. `amazon_2014_5core_head`"
+            " has links to the files `NAME.head.json.gz` of `amazon_2014_5core`, as `NAME.json.gz`.",
             "",
             f"| {' | '.join(HEADER)} |",
             f"|{'---|' * len(HEADER)}",
@@ -200,10 +248,21 @@ def main() -> None:
             "",
             "## Data cards",
             "",
-            *cards,
+            *cards.values(),
         )
     )
     write_atomically(ROOT / "docs" / "datasets.md", text.rstrip() + "\n")
+
+
+@contextmanager
+def _heads() -> Iterator[Path]:
+    """A folder with links to the heads of files, without ``.head``, in folders of their own, FOLDER_head."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in Path(os.environ.get("HYDREC_DATA", "data")).rglob("*.head.*"):
+            link = Path(folder, f"{path.parent.name}_head", path.name.replace(".head", ""))
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path.resolve())
+        yield Path(folder)
 
 
 def _counts(card: dict[str, Any]) -> list[str]:
@@ -212,8 +271,11 @@ def _counts(card: dict[str, Any]) -> list[str]:
         *(f"{found[of]:,}" for of in ("users", "items", "interactions")),
         f"{card['density']:.2%}",
         f"{card['lengths']['user']['median']:g}",
-        f"{found['tie_share']:.1%}",
-        f"{found['users_whose_last_two_tie'] / max(found['users'], 1):.1%}",
+        *(
+            ("-", "-")
+            if card["time"] is None
+            else (f"{found['tie_share']:.1%}", f"{found['users_whose_last_two_tie'] / found['users']:.1%}")
+        ),
     ]
 
 

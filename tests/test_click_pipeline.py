@@ -12,6 +12,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
+from hydrec import pipeline
+from hydrec.click_metrics import ClickMetrics
+
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("dataset=simulated", "dataset.reader.shape=tiny", "protocol=click_last", "protocol.window=8"),
@@ -83,6 +86,15 @@ def test_a_run_that_is_cut_off_continues_to_the_same_bits(finished, tmp_path):
     assert "continuing" in train(tmp_path)
     for name in ("history.csv", "test.parquet"):
         assert (whole / name).read_bytes() == (run_of(finished) / name).read_bytes(), name
+
+
+def test_gauc_of_few_users_is_said(finished, capsys):
+    run = run_of(finished)
+    metrics, about = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "run"))
+    measured = ClickMetrics(gauc="rows", bins=20)
+    for excluded, said in ((0.51, True), (0.5, False)):
+        pipeline._show(metrics | {"test/gauc_excluded": excluded}, about, measured)
+        assert ("gauc is of few: 51% of the test rows" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize("processes", [2, 3])

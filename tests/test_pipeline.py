@@ -1,6 +1,7 @@
 """Whole runs on a tiny simulated log: what they leave, how they resume, what several processes agree on."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polars
 import pytest
 import torch
@@ -249,7 +251,19 @@ def test_other_candidates_are_a_run_of_the_same_checkpoint(finished, here, tmp_p
     full = json.loads((only_run(finished) / "metrics.json").read_text())
     sampled = here("fit=false", f"ckpt_path={checkpoint}", "protocol.candidates=sampled")
     assert sampled["test/hit@10"] > full["test/hit@10"]
-    assert polars.read_parquet(only_run(tmp_path) / "test.parquet")["candidates"].unique().to_list() == [51]
+    run = only_run(tmp_path)
+    tested = polars.read_parquet(run / "test.parquet")
+    assert tested["candidates"].unique().to_list() == [51]
+    drawn = polars.read_parquet(run / "candidates.parquet")
+    assert drawn.columns == ["sample", "part", "candidates"]
+    drawn = drawn.filter(part="test")
+    assert drawn["sample"].to_list() == tested["sample"].to_list()
+    raw = dict(polars.read_parquet(run / "catalog.parquet")["item", "raw"].iter_rows())
+    assert [raw[each[0]] for each in drawn["candidates"]] == tested["target"].to_list()
+    lists = np.array(drawn["candidates"].to_list(), np.int32)[:, 1:]
+    digest = hashlib.sha256(lists.tobytes()).hexdigest()
+    about = json.loads((run / "run.json").read_text())["dataset"]
+    assert about["candidate_lists"]["test"]["digest"] == digest
     masked = here("fit=false", f"ckpt_path={checkpoint}", "protocol.mask_history=true")
     assert masked["test/mean_rank"] < full["test/mean_rank"]
 

@@ -31,6 +31,7 @@ from rich.table import Table
 
 from hydrec.callbacks import CheckpointFiles, History, Identity, Patience, checkpoints, say
 from hydrec.data.clicks import ClickProtocol
+from hydrec.data.feeds import SequenceFeed
 from hydrec.data.log import Feature
 from hydrec.data.module import LogData
 from hydrec.errors import InputError, at_least, one_of
@@ -139,6 +140,7 @@ class _Job:
                 folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
                 folder.write_json("run.json", about | {"status": "running"})
                 _write_catalog(folder, data)
+                _write_candidates(folder, data)
             for mirror in mirrors:
                 mirror.log_hyperparams(self.config | {"run": about})
             task.load_state_dict(self._fit(task, trainer))
@@ -338,6 +340,12 @@ def _write_catalog(folder: RunFolder, data: LogData) -> None:
     folder.write("catalog.parquet", _parquet(polars.DataFrame(columns)))
 
 
+def _write_candidates(folder: RunFolder, data: LogData) -> None:
+    """``candidates.parquet``: where candidates are drawn, those of each sample, by item number."""
+    if isinstance(data.feed, SequenceFeed) and data.feed.lists:
+        folder.write("candidates.parquet", _parquet(data.feed.drawn()))
+
+
 def _words(feature: Feature) -> polars.Series:
     """A feature's values as lists of words, one per row."""
     words = np.concatenate([["", "unknown"], feature.vocabulary])[feature.codes]
@@ -391,5 +399,7 @@ def _show(metrics: dict[str, float], about: dict[str, Any], measured: Any) -> No
             f"warning: {name} is below {' and '.join(better)} on {main}: too little training, a finding about"
             " the protocol, or a bug"
         )
+    if (left := metrics.get("test/gauc_excluded", 0.0)) > 0.5:
+        say(f"warning: gauc is of few: {left:.0%} of the test rows are of users with one label only")
     if dataset["stand_in"]:
         say(STAND_IN.format(dataset["name"]))

@@ -1,10 +1,13 @@
 import errno
+import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +54,7 @@ def entries(folder):
 
 
 def same(one, other):
-    return one.fingerprint == other.fingerprint and all(
+    return all(
         np.array_equal(column, other.columns()[key], equal_nan=column.dtype.kind == "f")
         for key, column in one.columns().items()
     )
@@ -66,6 +69,46 @@ def test_second_load_reads_nothing_and_maps_the_same_columns(source, folder):
         assert log.name == "lines"
     assert reader.calls == 1 + 3
     assert {path.name for path in folder.iterdir()} == {"sources.json", entries(folder)[0].name}
+
+
+def test_the_fingerprint_is_of_raw_bytes_options_and_log(source, folder):
+    logs = [cache.load(Lines(source, k_core=1), folder) for _ in range(2)]
+    bytes_ = hashlib.sha256(source.read_bytes()).hexdigest()
+    identity = [[["raw.txt", bytes_]], {"version": 1, "k_core": 1}, Lines(source)().fingerprint]
+    expected = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    assert [log.fingerprint for log in logs] == [expected] * 2
+
+
+@pytest.mark.parametrize("change", ["bytes", "option", "name"])
+def test_the_fingerprint_sees_what_leaves_the_log_as_it_is(source, folder, change):
+    before = cache.load(Lines(source, duplicates="keep"), folder)
+    if change == "bytes":
+        source.write_text(source.read_text().replace("\n", "\r\n"))
+    if change == "name":
+        source = source.rename(source.with_name("other.txt"))
+    after = cache.load(Lines(source, duplicates="first" if change == "option" else "keep"), folder)
+    assert same(before, after)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_the_fingerprint_does_not_see_where_files_lie_nor_how_the_cache_lays_out_logs(
+    source, folder, tmp_path, monkeypatch
+):
+    here = cache.load(Lines(source), folder)
+    (tmp_path / "elsewhere").mkdir()
+    there = tmp_path / "elsewhere" / source.name
+    there.write_bytes(source.read_bytes())
+    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+    reader = Lines(there)
+    assert cache.load(reader, tmp_path / "other cache").fingerprint == here.fingerprint
+    assert reader.calls == 1
+
+
+def test_raw_files_are_named_with_their_digests(source, folder, monkeypatch):
+    cache.load(Lines(source), folder)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    monkeypatch.setattr(cache, "_sha256", lambda path: pytest.fail(f"hashes {path} again"))
+    assert cache.raw_files(Lines(source), folder) == [("raw.txt", digest)]
 
 
 def test_each_reader_gives_the_log_its_own_name(source, folder):
@@ -167,6 +210,46 @@ def test_two_that_build_at_once_both_get_the_log(source, folder):
     assert [reader.calls for reader in readers] == [1, 1]
     assert len(logs) == 2 and same(*logs)
     assert len(list(folder.iterdir())) == 2  # one entry and what is known of the sources
+
+
+def aged(path, hours):
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+
+
+def test_what_a_killed_writer_leaves_is_swept_a_day_later(source, folder):
+    code = f"""
+import os, signal, numpy, test_cache
+numpy.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+test_cache.cache.load(test_cache.Lines(test_cache.Path({str(source)!r})), {str(folder)!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    )
+    assert done.returncode == -signal.SIGKILL
+    (draft,) = (path for path in folder.iterdir() if path.is_dir())
+    cache.load(Lines(source), folder)
+    assert draft.exists()  # it may be another process's, at work
+    aged(draft, 25)
+    cache.load(Lines(source), folder)
+    assert draft.exists()  # nothing was written
+    cache.load(Lines(source, k_core=2), folder)
+    assert not draft.exists()
+    assert len(entries(folder)) == 2
+
+
+def test_only_old_drafts_are_swept(source, folder):
+    cache.load(Lines(source), folder)
+    old, young = (cache._beside(folder / "sources.json") for _ in range(2))
+    others = [folder / ".nfs00000001", folder / ".git", folder / "notes"]
+    for path in (old, young, *others):
+        path.touch()
+    for path in (old, *others, *entries(folder)):
+        aged(path, 25)
+    aged(young, 23)
+    cache.load(Lines(source, k_core=2), folder)
+    assert not old.exists() and young.exists() and all(path.exists() for path in others)
+    assert len(entries(folder)) == 2
 
 
 def test_folder_that_cannot_be_written_names_its_key(source, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hydrec.data.amazon import Amazon
 from hydrec.data.features import DERIVED, derive
-from hydrec.data.log import InteractionLog
+from hydrec.data.log import LATE, InteractionLog
 from hydrec.data.movielens import MovieLens
 from hydrec.errors import InputError
 
@@ -23,6 +23,7 @@ START = int(datetime(2011, 12, 30, 23, 59, 50, tzinfo=UTC).timestamp())
 OF_ITEM = {1: ["a", "b"], 2: ["b"], 3: [], 4: ["a"], 5: ["c"], 6: ["c", "a"]}
 BALANCED = np.repeat(np.arange(0.5, 5.5, 0.5), [2, 6, 2, 4, 6, 4, 6, 2, 2, 2])  # mean 2.58, deviation 1.25
 OF_CATEGORY = ("dominant_category", "past_categories")
+OF_TIME = ("tenure", "since_last", "session_position", "year", "season", "month", "weekday", "hour")
 
 # In two steps, many events of one time and gaps at the bounds of sessions and buckets; one value is so large
 # that a half added to it is lost
@@ -43,7 +44,8 @@ def build(rows, **options):
 
 
 def of_one_user(times, values=None):
-    return InteractionLog.build(name="t", users=[1] * len(times), items=times, times=times, values=values)
+    items = range(3) if times is None else times
+    return InteractionLog.build(name="t", users=[1] * len(items), items=items, times=times, values=values)
 
 
 def words(log, name):
@@ -170,7 +172,7 @@ def test_nothing_but_strictly_earlier_events_and_the_own_time_matter(rows, data)
             assert derive(cut, name).codes[own] == derive(log, name).codes[row]
 
 
-@given(st.lists(st.integers(0, 2**32), min_size=1))
+@given(st.lists(st.integers(0, LATE - 1), min_size=1))
 @settings(deadline=None)
 def test_calendar_is_that_of_utc(times):
     names = ("year", "season", "month", "weekday", "hour")
@@ -276,6 +278,24 @@ def test_items_without_categories_are_refused(name):
         "field=dominant_category or past_categories: the items of t have no feature category or genres;"
         " get their metadata, or drop these fields"
     )
+
+
+@pytest.mark.parametrize("name", OF_TIME)
+def test_a_log_without_times_has_no_columns_of_time(name):
+    with pytest.raises(InputError) as caught:
+        derive(of_one_user(None), name)
+    assert str(caught.value) == (
+        f"field={name}: t has no times, only each user's order of events; drop this field, or use data with"
+        " times (of a table: dataset.reader.columns.time)"
+    )
+
+
+def test_a_log_without_times_has_all_other_columns():
+    undated = of_one_user(None, [4.0, 2.0, 3.0])
+    dated = of_one_user([100, 200, 300], [4.0, 2.0, 3.0])
+    names = [name for name in DERIVED if name not in (*OF_TIME, *OF_CATEGORY)]
+    assert names == ["activity", "mean_value", "value_spread"]
+    assert [words(undated, name) for name in names] == [words(dated, name) for name in names]
 
 
 def test_times_of_whole_days_have_no_hour():

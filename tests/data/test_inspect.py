@@ -1,8 +1,10 @@
 """Every figure of the data card against slow loops in float64, and the command that writes it."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -58,7 +60,8 @@ CLICKS = {
     "click_days": lambda: ClickDays(threshold=2.0, valid=1, test=1, **CLICK),
     "click_labels": lambda: ClickRating(cut="time", **CLICK, **RATED | {"threshold": None}),
 }
-FIELDS = {"user": ["user_id", "activity"], "context": ["weekday"], "item": ["genres*"]}
+SHOWN = {"click_shown": lambda: ClickRating(cut="user", **CLICK, **RATED | {"threshold": None})}
+FIELDS = {"user": ["user_id", "activity"], "context": ["weekday*"], "item": ["genres*"]}
 
 
 class Given:
@@ -96,14 +99,14 @@ def random_events(seed=5, **changes):
 
 @pytest.fixture
 def make(tmp_path):
-    def build(protocol="leave_one_out", **columns) -> LogData:
+    def build(protocol="leave_one_out", protocols=PROTOCOLS | CLICKS | SHOWN, **columns) -> LogData:
         data = LogData(
             reader=Given(**(columns or random_events())),
             download=[],
             stand_in=False,
-            fields=FIELDS if protocol in CLICKS else {},
-            protocol=(PROTOCOLS | CLICKS)[protocol](),
-            samples="clicks" if protocol in CLICKS else "prefixes",
+            fields=FIELDS if "click" in protocol else {},
+            protocol=protocols[protocol](),
+            samples="clicks" if "click" in protocol else "prefixes",
             batch_size=100,
             eval_batch_size=100,
             cache=str(tmp_path / "cache"),
@@ -345,6 +348,20 @@ def test_raw_intensities(data):
     assert found["raw"]["entropy_bits"] == pytest.approx(stats.entropy(counts, base=2))
 
 
+def normalised_less_user_mean(mode, log, rows, window):
+    """Of each event: normalised among the ``window`` of its user that it is in, from the newest back."""
+    found = {}
+    for user in set(log.users[rows].tolist()):
+        own = [row for row in rows if log.users[row] == user]
+        normal = {}
+        for end in range(len(own), 0, -window):
+            history = own[max(end - window, 0) : end]
+            normal |= dict(zip(history, normalised(mode, log.values[history]), strict=True))
+        usual = np.mean(list(normal.values()))
+        found |= {row: round(x - usual, 9) for row, x in normal.items()}
+    return [found[row] for row in rows]
+
+
 def test_popularity_and_intensity(data):
     log = data.log
     rows = training_rows(data)
@@ -356,23 +373,27 @@ def test_popularity_and_intensity(data):
         if n[item] >= 5
     }
     values = {item: known for item, known in values.items() if known}
-    mean = {
-        user: np.mean([float(log.values[row]) for row in rows if log.users[row] == user])
-        for user in set(log.users[rows].tolist())
-    }
     met = [n[log.items[row]] for row in rows]
     event = [float(log.values[row]) for row in rows]
-    apart = [np.float32(log.values[row] - mean[log.users[row]]) for row in rows]
     expected = {
         "item_mean": ([n[item] for item in values], [np.mean(known) for known in values.values()]),
         "item_median": ([n[item] for item in values], [np.median(known) for known in values.values()]),
         "event": (met, event),
-        "event_less_user_mean": (met, apart),
     }
     found = card(data, "")["intensity"]["popularity"]
     for key, (x, y) in expected.items():
         assert found[key]["cases"] == len(x)
         assert found[key]["rho"] == pytest.approx(stats.spearmanr(x, y).statistic), key
+    less_mean = found["event_less_user_mean"]
+    assert less_mean.keys() == RANGES.keys()
+    for mode, one in less_mean.items():
+        apart = normalised_less_user_mean(mode, log, rows, data.protocol.window)
+        assert one == {
+            "cases": len(rows),
+            "rho": pytest.approx(stats.spearmanr(met, apart).statistic),
+            "interval": None,
+        }
+    assert len({round(one["rho"], 6) for one in less_mean.values()}) == len(RANGES)
     assert found["item_mean"]["interval"][0] < found["item_mean"]["rho"] < found["item_mean"]["interval"][1]
     assert found["event"]["interval"] is None
 
@@ -437,7 +458,7 @@ def test_leakage_of_clicks(clicks):
     log = clicks.log
     trained = sorted({r for past, row, _, _ in showings(clicks, "train") for r in (*past, row)})
     for part, found in card(clicks, "")["leakage"].items():
-        own, before, later = set(), set(), []
+        own, before, later, shared = set(), set(), [], []
         again = {0: [], 1: []}
         users = set()
         for past, row, item, label in showings(clicks, part):
@@ -447,11 +468,15 @@ def test_leakage_of_clicks(clicks):
             before |= {user} if after else set()
             own |= {user} if any(log.users[r] == user for r in after) else set()
             again[label].append(item in log.items[past])
+            shared.append([r in trained for r in (*past, row)])
         assert found == pytest.approx(
             {
+                "targets_in_training_samples": np.mean([flags[-1] for flags in shared]),
                 "users_with_later_training_events": len(own) / len(users),
                 "users_before_the_end_of_training": len(before) / len(users),
                 "training_events_later": np.mean(later),
+                "samples_sharing_events": np.mean([any(flags) for flags in shared]),
+                "events_shared": np.mean([flag for flags in shared for flag in flags]),
                 "positives_in_history": share(again[1]),
                 "negatives_in_history": share(again[0]),
             }
@@ -466,6 +491,36 @@ def test_which_protocols_of_clicks_leak(make):
     assert found["click_last"]["training_events_later"] > 0.01
     assert found["click_last"]["negatives_in_history"] == 0
     assert found["click_user_split"]["negatives_in_history"] > 0
+    assert found["click_user_split"]["samples_sharing_events"] == 0
+    assert found["click_last"]["samples_sharing_events"] > 0.9
+
+
+@pytest.mark.parametrize("exclude", ["window", "user", "train"])
+def test_drawn_candidates_that_the_user_met_before(exclude, make):
+    rule = {"count": 27, "exponent": 0.0, "exclude": exclude, "replace": False, "seed": 63}
+    shared = SHARED | {"candidates": "sampled", "sampled": rule}
+    data = make(protocols={"leave_one_out": lambda: LeaveOneOut(window=4, **shared)})
+    log, found = data.log, card(data, "")
+    for part in ("valid", "test"):
+        known = []
+        for target, others in zip(data.split.parts()[part].target, data.feed.lists[part], strict=True):
+            past = {int(log.items[row]) for row in range(log.offsets[log.users[target]], target)}
+            known += [item in past for item in others.tolist() if item]
+        assert found["leakage"][part]["candidates_in_history"] == pytest.approx(np.mean(known))
+        assert (np.mean(known) > 0) == (exclude != "user")
+    rows = {row[0]: row[1:] for table in tables(found) for row in table.rows if "met before" in table.title}
+    shown = [f"{100 * one['candidates_in_history']:.1f} %" for one in found["leakage"].values()]
+    assert rows == {"drawn candidates that the user met before": shown}
+    assert "candidates_in_history" not in card(make(), "")["leakage"]["test"]
+
+
+def test_the_digest_of_a_part_is_over_its_samples(make):
+    protocols = CLICKS | {"other_clicks": lambda: ClickLast(**CLICK, **DRAWN | {"seed": 4})}
+    data, again, other = (make(name, protocols) for name in ("click_last", "click_last", "other_clicks"))
+    for name, part in data.split.parts().items():
+        content = b"".join(column.tobytes() for column in (part.row, part.item, part.label))
+        digests = [each.describe()["parts"][name]["digest"] for each in (data, again, other)]
+        assert digests[0] == digests[1] == hashlib.sha256(content).hexdigest() != digests[2]
 
 
 def test_intensities_of_behaviours(clicks):
@@ -526,7 +581,9 @@ def test_labels_without_intensity_and_past_items_without_times(make, recwarn):
     diagrams(found)
     past = (np.arange(2 * n) % 30 + 1, np.full(n, 2))
     found = card(make("click_labels", **events, labels=labels, past=past), "")
-    assert found["recency"] == {}
+    assert found["recency"] is None
+    assert found["leakage"]["test"]["samples_sharing_events"] is None
+    assert not any("Overlap" in table.title for table in tables(found))
     assert found["leakage"]["test"]["negatives_in_history"] > 0
     assert not any("history to the target" in table.title for table in tables(found))
     drawn(diagrams(found), "svg")
@@ -561,6 +618,39 @@ def test_a_constant_intensity_has_no_correlation_and_no_entropy(value, make):
     assert {one["entropy_bits"] for one in found["intensity"]["normalised"].values()} == {0}
     assert [found["intensity"]["popularity"][key]["rho"] for key in ("item_mean", "event")] == [None, None]
     diagrams(found)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "past"),
+    [("leave_one_out", False), ("click_last", False), ("click_shown", False), ("click_shown", True)],
+)
+def test_a_log_without_times_says_nothing_of_them(protocol, past, make, recwarn):
+    events = random_events(times=None, item_features={"genres": ([1, 2], ["x", "y"])})
+    n = len(events["users"])
+    if protocol == "click_shown":
+        events["labels"] = np.arange(n) % 3 == 0
+    if past:
+        events["past"] = (np.arange(2 * n) % 30 + 1, np.full(n, 2))
+    found = card(make(protocol, **events), "python -m x")
+    assert found["time"] is None and found["recency"] is None
+    assert found["dataset"]["tie_share"] is None and found["dataset"]["users_whose_last_two_tie"] is None
+    for part in found["leakage"].values():
+        assert [part[key] for key in inspect.LATER] == [None] * len(inspect.LATER)
+        assert part["targets_in_training_samples"] == 0
+        assert (part["samples_sharing_events"] is None) == past
+    shown = tables(found)
+    assert all(cell for table in shown for row in table.rows for cell in row)
+    said = {row[0] for table in shown for row in table.rows}
+    assert {"users", "fingerprint", "targets inside a training sample"} <= said
+    for word in ("first event", "days", "last two events tie", "at the time of", "later", "a target"):
+        assert not [row for row in said if word in row], word
+    assert not any("history to the target" in table.title for table in shown)
+    panels = {axes.get_title(loc="left") for axes in diagrams(found).axes}
+    assert {"Lengths", "Leakage", "Overlap"} <= panels and "" not in panels
+    assert not panels & {"Events over time", "From the last event of a history to the target"}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    drawn(diagrams(found), "svg")
+    assert not recwarn.list
 
 
 def test_days_with_events_are_those_of_utc(make):
@@ -620,7 +710,8 @@ def run(tmp_path, monkeypatch, capsys):
 def test_the_command_leaves_a_card(run):
     status, out, err = run("inspect", *TINY)
     assert (status, err) == (0, "")
-    folder = Path("cards/simulated-leave_one_out")
+    (folder,) = Path("cards").iterdir()
+    assert re.fullmatch("simulated-leave_one_out-[0-9a-f]{10}", folder.name)
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "card.md", "card.png", "card.svg"]
     assert {path.name for path in Path().iterdir()} == {"cards", "cache"}
     found = json.loads((folder / "card.json").read_text())
@@ -632,6 +723,15 @@ def test_the_command_leaves_a_card(run):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     run("inspect", *TINY)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_cards_of_other_data_or_options_lie_beside_each_other(run):
+    for count, change in enumerate([(), ("dataset.reader.seed=1",), ("protocol.window=3",)], 1):
+        assert run("inspect", *TINY, *change)[0] == 0
+        names = {path.name for path in Path("cards").iterdir()}
+        assert len(names) == count
+    run("inspect", *TINY, "paths.cache=elsewhere", "seed=3", "batch_size=7", "model=sasrec")
+    assert {path.name for path in Path("cards").iterdir()} == names
 
 
 @pytest.mark.parametrize(
@@ -677,7 +777,7 @@ def test_a_stand_in_says_so(run):
     )
     assert status == 0
     assert "movielens-simulated is simulated" in out.splitlines()[-1]
-    assert Path("cards/movielens-simulated-leave_one_out").is_dir()
+    assert len(list(Path("cards").glob("movielens-simulated-leave_one_out-*"))) == 1
 
 
 def test_help_is_quick():
@@ -715,6 +815,21 @@ def test_released_windows_leak_on_movielens_1m(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["dataset=movielens", "dataset.stand_in=false", "protocol=released_windows"]
     assert command.main(["inspect", *overrides]) == 0
-    found = json.loads(Path("cards/movielens-released_windows/card.json").read_text())["leakage"]["test"]
+    (file,) = Path("cards").glob("movielens-released_windows-*/card.json")
+    found = json.loads(file.read_text())["leakage"]["test"]
     assert round(found["targets_in_training_samples"], 3) == 0.905
     assert round(found["near_copies"], 3) == 0.935
+
+
+@pytest.mark.skipif(not (RAW / "ctr_alimama_sample").is_dir(), reason="HYDREC_DATA has no ctr_alimama_sample")
+def test_the_alimama_sample_has_a_card_without_times(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = (
+        "protocol.threshold=null protocol.cut=user protocol.window=50 protocol.valid=0.3 protocol.test=0.3"
+    )
+    line = f"inspect dataset=alimama protocol=click_rating {overrides}"
+    assert command.main(line.split()) == 0
+    (file,) = Path("cards").glob("alimama-click_rating-*/card.json")
+    found = json.loads(file.read_text())
+    assert (found["dataset"]["users"], found["dataset"]["interactions"]) == (230, 500)
+    assert found["time"] is None and found["recency"] is None and len(found["inputs"]["context"]) == 14

@@ -541,6 +541,21 @@ def test_short_lists_are_counted(make):
     assert data.describe()["candidate_lists"]["test"]["short"] == short > 0
 
 
+def test_the_drawn_candidates_of_a_run_are_its_lists_after_the_targets(make):
+    data = make(loo(candidates="sampled", sampled=RULE | {"count": 20}))
+    parts = ("valid", "test")
+    frame = data.feed.drawn()
+    assert frame["sample"].to_list() == [row for part in parts for row in data.split.parts()[part].target]
+    assert frame["part"].to_list() == [part for part in parts for _ in data.feed.lists[part]]
+    expected = [
+        [int(data.log.items[row]), *(item for item in drawn if item != PAD)]
+        for part in parts
+        for row, drawn in zip(data.split.parts()[part].target, data.feed.lists[part].tolist(), strict=True)
+    ]
+    assert frame["candidates"].to_list() == expected
+    assert {len(each) for each in expected} > {21}  # and shorter ones
+
+
 def test_lists_and_masking_go_together(make):
     _, candidates = next(iter(make(loo(candidates="sampled", mask_history=True)).test_dataloader()))
     assert candidates.items.shape == (7, 6) and len(candidates.excluded) == 7
@@ -563,6 +578,29 @@ def test_a_stand_in_replaces_missing_files_and_says_so(make):
         make(reader=Missing())
     data = make(reader=Missing(), stand_in=Toy())
     assert data.stood_in and data.name == "toy" and data.describe()["stand_in"]
+
+
+def test_raw_files_are_described_by_name_and_digest(make, tmp_path):
+    class Reader(Toy):
+        def files(self) -> list[Path]:
+            return [tmp_path / "a.txt"]
+
+    (tmp_path / "a.txt").write_text("abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert make(reader=Reader()).describe()["raw_files"] == [{"name": "a.txt", "sha256": digest}]
+    assert make().describe()["raw_files"] == []
+
+
+def test_a_log_without_times_is_silent_on_ties(make):
+    class Undated(Toy):
+        name = "undated"
+
+        def __call__(self) -> InteractionLog:
+            log = super().__call__()
+            return InteractionLog.build(name=self.name, users=log.users, items=log.items)
+
+    found = make(reader=Undated()).describe()
+    assert found["tie_share"] is None and found["users_whose_last_two_tie"] is None
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -281,9 +281,9 @@ def test_the_wandb_run_has_figures_and_tables(run):
 @pytest.mark.parametrize(
     ("changes", "parts", "modules"),
     [
-        ({"ibim": False}, [part for part in PARTS if part != "ibim"], {"gim", "iuim", "icim"}),
-        ({"fields": False}, ["item", "behaviours", "ibim"], {"gim", "ibim"}),
-        ({"gim_combine": "concat", "iuim": False}, [*PARTS[:5], "icim"], {"gim", "ibim", "icim"}),
+        ({"ibim": False}, [part for part in PARTS if part != "ibim"], ["gim", "iuim", "icim"]),
+        ({"fields": False}, ["item", "behaviours", "ibim"], ["gim", "ibim"]),
+        ({"gim_combine": "concat", "iuim": False}, [*PARTS[:5], "icim"], ["gim", "ibim", "icim"]),
     ],
     ids=str,
 )
@@ -294,7 +294,7 @@ def test_variants_show_the_parts_that_they_have(changes, parts, modules, changed
     assert "warning: logits differ from those in test.parquet by up to" in out  # nobody trained these
     cases, summary = tables(copy / "explain" / "gim")
     assert cases.columns[-len(parts) :] == [f"gim_{part}" for part in parts]
-    assert {*summary["of"]} == modules
+    assert {*summary["of"]} == {*modules}
 
 
 def test_a_run_that_tested_a_checkpoint_is_explained_by_it(run, changed, answer):

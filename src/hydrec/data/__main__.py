@@ -19,7 +19,7 @@ from rich.table import Table
 from hydrec import cli
 from hydrec.errors import InputError
 from hydrec.overrides import check
-from hydrec.runs import write_atomically
+from hydrec.runs import digest, write_atomically
 
 HELP = """\
 Measures a data set under a protocol: counts, lengths, ties, intensities, recency, fields, leakage.
@@ -29,8 +29,9 @@ Measures a data set under a protocol: counts, lengths, ties, intensities, recenc
   python -m hydrec.data inspect dataset=simulated_clicks protocol=click_days
 
 It takes the groups and keys of train.py (python train.py --help lists them), prints the card as tables and
-leaves it in cards/<dataset>-<protocol>/ (paths.cards): card.json has every figure, card.md the tables,
-card.png and card.svg one page of diagrams. A model changes nothing.
+leaves it in cards/<dataset>-<protocol>-<digest>/ (paths.cards), a folder for each data and options:
+card.json has every figure, card.md the tables, card.png and card.svg one page of diagrams. A model changes
+nothing.
 """
 
 
@@ -104,7 +105,9 @@ def _inspect(cfg: DictConfig, command: str) -> None:
             table.add_row(*row)
         console.print(table)
     drawing = page.diagrams(card)
-    folder = Path(cfg.paths.cards) / f"{data.name}-{cfg.hydra.runtime.choices.protocol}"
+    about = {"data": card["dataset"]["fingerprint"], "protocol": card["protocol"], "fields": data.fields}
+    name = f"{data.name}-{cfg.hydra.runtime.choices.protocol}-{digest(about)}"
+    folder = Path(cfg.paths.cards) / name
     write_atomically(folder / "card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
     write_atomically(folder / "card.md", page.markdown(card))
     for form in ("svg", "png"):

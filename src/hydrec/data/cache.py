@@ -4,16 +4,19 @@
     folder/<digest>/00.npy ...  the columns
     folder/<digest>/meta.json   their names, sizes and checksums
 
-Files and entries appear by rename, so an interrupted process leaves nothing that looks whole.
+Files and entries appear by rename, so an interrupted process leaves nothing that looks whole; what it does
+leave is swept away a day later.
 """
 
 import hashlib
 import json
 import logging
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +27,7 @@ from hydrec.data.log import InteractionLog, Reader
 from hydrec.errors import InputError
 
 FORMAT = 2  # to be raised when logs are built or laid out in another way
+STALE = 86400  # seconds since a draft last grew: nobody writes it any more
 
 logger = logging.getLogger("hydrec")
 
@@ -37,6 +41,9 @@ def load(reader: Reader, folder: str | Path, verify: bool = False) -> Interactio
 
     Two processes may build the same entry at the same time: both get the log, and one entry stays.
 
+    The log's fingerprint is then a sha256 of more than the log: of the names and bytes of the raw files, the
+    reader's options and the fingerprint that the log has of itself. Where files lie does not count.
+
     Args:
         reader: where the log comes from.
         folder: home of the cache, made if need be.
@@ -46,23 +53,24 @@ def load(reader: Reader, folder: str | Path, verify: bool = False) -> Interactio
         MissingData: the raw files are nowhere to be found.
         InputError: the raw files cannot be used, or ``folder`` cannot be written.
     """
-    folder = Path(folder)
-    identity = [FORMAT, _hashes(reader.files(), folder / "sources.json", verify), reader.options()]
-    entry = folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    if entry.exists():
-        try:
-            return _read(entry, reader.name)
-        except _Corrupt as reason:
-            logger.warning("%s: %s; the entry is built again", entry, reason)
-            with _writing(folder):
-                _discard(entry)
-    log = reader()
-    with _writing(folder):
-        return _write(log, entry, reader.name)
+    origin = [raw_files(reader, folder, verify), reader.options()]
+    log = _entry(reader, Path(folder) / _digest([FORMAT, *origin])[:24])
+    return replace(log, fingerprint=_digest([*origin, log.fingerprint]))
 
 
-def _hashes(files: list[Path], sources: Path, verify: bool) -> list[tuple[str, str]]:
-    """Returns (name, sha256) of each raw file; ``sources`` remembers them by size and time of change."""
+def raw_files(reader: Reader, folder: str | Path, verify: bool = False) -> list[tuple[str, str]]:
+    """Returns name and sha256 of each raw file; the cache remembers them by size and time of change.
+
+    Args:
+        reader: whose files.
+        folder: home of the cache, made if need be.
+        verify: hash every file again.
+
+    Raises:
+        MissingData: the raw files are nowhere to be found.
+        InputError: one cannot be read, or ``folder`` cannot be written.
+    """
+    files, sources = reader.files(), Path(folder) / "sources.json"
     try:
         known = json.loads(sources.read_text())
     except (OSError, ValueError):  # absent or damaged: what it held is found out again
@@ -82,6 +90,10 @@ def _hashes(files: list[Path], sources: Path, verify: bool) -> list[tuple[str, s
     return [(path.name, seen["sha256"]) for path, seen in zip(files, now.values(), strict=True)]
 
 
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -90,6 +102,21 @@ def _sha256(path: Path) -> str:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); mend the permissions or get it again"
         ) from error
+
+
+def _entry(reader: Reader, entry: Path) -> InteractionLog:
+    """Returns the log of an entry, which is built where there is none that is whole."""
+    if entry.exists():
+        try:
+            return _read(entry, reader.name)
+        except _Corrupt as reason:
+            logger.warning("%s: %s; the entry is built again", entry, reason)
+            with _writing(entry.parent):
+                _discard(entry)
+    log = reader()
+    with _writing(entry.parent):
+        _sweep(entry.parent)
+        return _write(log, entry, reader.name)
 
 
 def _read(entry: Path, name: str) -> InteractionLog:
@@ -145,6 +172,14 @@ def _discard(entry: Path) -> None:
     with suppress(FileNotFoundError):  # another process was first
         entry.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what processes that were killed have left; drafts that may still grow stay."""
+    for draft in folder.glob(f".*-{'[0-9a-f]' * 32}"):
+        with suppress(OSError):  # another process was first, or it is not ours to delete
+            if time.time() - draft.stat().st_mtime > STALE:
+                shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink()
 
 
 def _beside(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """Columns derived from a log for click models, each row's from its user's strictly earlier events alone.
 
 Beyond those events a row's code depends on nothing but its own time: not on its item or value, nor on events
-of the same time or later ones. Bounds of buckets are fixed, never quantiles of the data.
+of the same time or later ones. Bounds of buckets are fixed, never quantiles of the data. Columns of time are
+refused where the log has none.
 
 There is no column for the length of the history: it is ``activity``, cut at the protocol's window.
 
@@ -9,6 +10,7 @@ Shapes: N rows of the log.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -56,6 +58,21 @@ def _ranges(lowest: Sequence[int], unit: str = "", size: int = 1) -> Buckets:
     return {low * size: span + unit for low, span in zip(lowest, [*spans, f"{lowest[-1]}+"], strict=True)}
 
 
+def _timed(column: Callable[[InteractionLog], Column]) -> Callable[[InteractionLog], Column]:
+    """Makes a column refuse logs without times, whose positions would pass for seconds of 1970."""
+
+    @wraps(column)
+    def checked(log: InteractionLog) -> Column:
+        if not log.dated:
+            raise InputError(
+                f"field={column.__name__}: {log.name} has no times, only each user's order of events; drop"
+                " this field, or use data with times (of a table: dataset.reader.columns.time)"
+            )
+        return column(log)
+
+    return checked
+
+
 COUNTS = _ranges([2**power - 1 for power in range(16)])
 DAYS = _ranges([2**power for power in range(12)], " d", DAY)
 TENURES: Buckets = {0: "under 1 d"} | DAYS
@@ -97,6 +114,7 @@ def value_spread(log: InteractionLog) -> Column:
     return _bucketed(_divided(np.sqrt(np.maximum(square, 0)), count, 2), HALVES)
 
 
+@_timed
 def tenure(log: InteractionLog) -> Column:
     """Time since the user's first event, in powers of two of days; unknown for a first event."""
     first, last = _past(log)
@@ -133,12 +151,14 @@ def past_categories(log: InteractionLog) -> Column:
     return _bucketed(_sum_of_past(log, count == 1), COUNTS)
 
 
+@_timed
 def since_last(log: InteractionLog) -> Column:
     """Time since the user's previous event, from seconds to years; unknown for a first event."""
     first, last = _past(log)
     return _bucketed(np.where(last > first, log.times - log.times[last - 1], -1), GAPS)
 
 
+@_timed
 def session_position(log: InteractionLog) -> Column:
     """Number n of past events of the same session, in buckets floor(log2(1 + n)).
 
@@ -152,26 +172,31 @@ def session_position(log: InteractionLog) -> Column:
 # The row's time, in UTC -------------------------------------------------------------------------------------
 
 
+@_timed
 def year(log: InteractionLog) -> Column:
     """Year, unknown before 1995 and after 2035."""
     return _column(_months(log) // 12 + 1970 - YEARS[0], [str(year) for year in YEARS])
 
 
+@_timed
 def season(log: InteractionLog) -> Column:
     """Meteorological season of the northern hemisphere: winter is December to February."""
     return _column((_months(log) + 1) % 12 // 3, SEASONS)
 
 
+@_timed
 def month(log: InteractionLog) -> Column:
     """Month of the year."""
     return _column(_months(log) % 12, MONTHS)
 
 
+@_timed
 def weekday(log: InteractionLog) -> Column:
     """Day of the week."""
     return _column((log.times // DAY + 3) % 7, WEEKDAYS)  # 1 January 1970 was a Thursday
 
 
+@_timed
 def hour(log: InteractionLog) -> Column:
     """Hour of the day.
 

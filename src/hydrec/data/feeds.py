@@ -217,12 +217,32 @@ class SequenceFeed:
             "left_out": split.notes,
             "candidate_lists": {
                 part: {
-                    "digest": hashlib.sha256(found.tobytes()).hexdigest(),
+                    "digest": _digest(found),
                     "short": int((found[:, -1] == PAD).sum()),
                 }
                 for part, found in self.lists.items()
             },
         }
+
+    def drawn(self) -> pl.DataFrame:
+        """The drawn candidates of each sample that is evaluated, as numbers of items, the target first.
+
+        A list that is short has fewer: there were no more to draw.
+        """
+        frames = []
+        for part, found in self.lists.items():
+            rows = self.split.parts()[part].target
+            lists = pl.Series(np.column_stack([self.log.items[rows], found])).arr.to_list()
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "sample": rows,
+                        "part": pl.repeat(part, len(rows), eager=True),
+                        "candidates": lists.list.filter(pl.element() != PAD),
+                    }
+                )
+            )
+        return pl.concat(frames)
 
     def tested(self, table: Mapping[str, np.ndarray]) -> pl.DataFrame:
         """What a run leaves of its test, raw ids with the two integers every ranking metric follows from.
@@ -347,8 +367,9 @@ class ClickFeed:
     def describe(self) -> dict[str, Any]:
         """What the parts are, in plain values.
 
-        Candidates are cold if no training sample shows their item. Fields are listed by group with their
-        numbers of codes.
+        Candidates are cold if no training sample shows their item. The digest of a part is over row, item and
+        label of all its samples, so over the negatives drawn. Fields are listed by group with their numbers
+        of codes.
         """
         log, split = self.log, self.split
         known = np.bincount(log.users[split.train.row], minlength=log.n_users + 1) > 0
@@ -358,6 +379,7 @@ class ClickFeed:
             user, lengths = log.users[samples.row], samples.last - samples.first
             parts[name] = {
                 "samples": len(samples),
+                "digest": _digest(samples.row, samples.item, samples.label),
                 "base_rate": float(samples.label.mean()),
                 "users": distinct(user),
                 "items": distinct(samples.item),
@@ -400,6 +422,13 @@ class ClickFeed:
 def distinct(ids: np.ndarray) -> int:
     """How many different ids there are."""
     return int(np.count_nonzero(np.bincount(ids)))  # np.unique would hash: far slower
+
+
+def _digest(*columns: np.ndarray) -> str:
+    total = hashlib.sha256()
+    for column in columns:
+        total.update(np.ascontiguousarray(column).data)
+    return total.hexdigest()
 
 
 def _training(kind: str, samples: Samples, window: int, n: int) -> Samples:

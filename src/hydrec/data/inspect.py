@@ -5,7 +5,8 @@ Negative Result and Mechanism Analysis" (IA-SASRec); known targets, recency and 
 "Multi-Interactive Attention Network for Fine-grained Feature Learning in CTR Prediction" (MIAN); leakage
 after "A Critical Study on Data Leakage in Recommender System Offline Evaluation" (Ji et al., TOIS 2023).
 
-Under a protocol of clicks a target is the row of the log that something is shown in.
+Under a protocol of clicks a target is the row of the log that something is shown in. Of a log without times
+a card says nothing of them.
 
 Letters: N rows of the log, n samples, T history positions, m cases that are ranked, D draws of them.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from hydrec.batch import ClickBatch, SequenceBatch
+from hydrec.batch import PAD, ClickBatch, SequenceBatch
 from hydrec.data.clicks import ClickSamples
 from hydrec.data.feeds import ClickFeed, SequenceFeed, distinct
 from hydrec.data.log import Feature, InteractionLog
@@ -33,24 +34,33 @@ BINS = 50
 BLOCK = 2**20  # numbers held at once: bounds memory, never changes a figure
 RARE = 5  # an item with fewer training events says nothing of its mean intensity
 EXACT = 1e-6  # what a mean or a share is off by in float32
+DIGITS = 9  # beyond, what is equal differs by rounding
 DRAWS = 1000  # with replacement, for an interval
+SHOWN = ("log1p_minmax", "minmax", "zscore", "none")  # modes of the paper
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GAPS = 10 ** np.linspace(0, 9, 37)  # seconds: four bins for each power of ten, up to 31 years
 
 # What training knows of a part: the first is leakage, the second may be no more than a shared history
-LEAKAGE = {
-    "targets_in_training_samples": "targets inside a training sample",
-    "targets_that_are_training_targets": "targets that are training targets",
+LATER = {
     "users_with_later_training_events": "users with own training events after a target",
     "users_before_the_end_of_training": "users with a target before the end of training",
     "training_events_later": "training events after a target (mean)",
+}
+LEAKAGE = {
+    "targets_in_training_samples": "targets inside a training sample",
+    "targets_that_are_training_targets": "targets that are training targets",
+    **LATER,
 }
 OVERLAP = {
     "samples_sharing_events": "samples that share an event with training",
     "events_shared": "events of samples that training has",
     "near_copies": "samples one event apart from a training sample",
 }
-AGAIN = {"positives_in_history": "positives", "negatives_in_history": "negatives"}
+AGAIN = {
+    "positives_in_history": "positives whose item is in the history",
+    "negatives_in_history": "negatives whose item is in the history",
+    "candidates_in_history": "drawn candidates that the user met before",
+}
 
 Card = dict[str, Any]
 
@@ -77,7 +87,7 @@ def card(data: LogData, command: str) -> Card:
         "density": len(log) / (log.n_users * log.n_items),
         "repeated": int((np.diff(pair) == 0).sum()) / len(log),
         "lengths": {"user": _lengths(sizes[sizes > 0]), "item": _lengths(np.bincount(log.items)[1:])},
-        "time": _time(log.times),
+        "time": _time(log.times) if log.dated else None,
         "fields": {
             "item": {name: _field(one, pad=1) for name, one in log.item_features.items()},
             "user": {name: _field(one, pad=1) for name, one in log.user_features.items()},
@@ -93,20 +103,26 @@ def _of_targets(feed: SequenceFeed, window: int) -> Card:
     log, split = feed.log, feed.split
     histories = _histories(partial(feed.gather, split.train), len(split.train), window)
     gaps = {name: log.times[some.target] - log.times[some.last - 1] for name, some in split.parts().items()}
+    leakage = {}
+    for name in ("valid", "test"):
+        samples = split.parts()[name]
+        leakage[name] = _leakage(log, samples, split.train, feed.trained)
+        if name in feed.lists:
+            known = _met_before(log, samples.target, feed.lists[name])
+            leakage[name]["candidates_in_history"] = _share(known[feed.lists[name] != PAD])
     return {
         "intensity": _intensity(log, histories, window, feed.trained),
-        "recency": {name: _recency(gap) for name, gap in gaps.items()},
-        "leakage": {
-            name: _leakage(log, split.parts()[name], split.train, feed.trained) for name in ("valid", "test")
-        },
+        "recency": {name: _recency(gap) for name, gap in gaps.items()} if log.dated else None,
+        "leakage": leakage,
     }
 
 
 def _of_clicks(feed: ClickFeed, window: int) -> Card:
     """What a card says of behaviours and the showings that follow them."""
     log, split, train = feed.log, feed.split, feed.split.train
+    events = _rows_of_behaviours(feed)
     clicked = np.zeros(len(log), bool)
-    if log.past_items is None and len(split.behaviours.items) == len(log):  # each row is a behaviour
+    if events is not None and len(events) == len(log):  # each row is a behaviour
         clicked = touched(Samples(train.first, train.last, train.row), len(log))
     clicked[train.row[train.label == 1]] = True
     trained = clicked.copy()
@@ -114,24 +130,38 @@ def _of_clicks(feed: ClickFeed, window: int) -> Card:
     # each history once: negatives have that of their positive
     once = np.flatnonzero((np.diff(train.row, prepend=-1) > 0) & (train.last > train.first))
     histories = _histories(lambda some: feed.gather(train, once[some]), len(once), window)
+    timed = log.dated and events is not None  # past items have no times
     gaps = {}
     for name, samples in split.parts().items():
         some = np.flatnonzero(samples.last > samples.first)
-        if len(some) and log.past_items is None:  # past items have no times
+        if len(some) and timed:
             gaps[name] = log.times[samples.row[some]] - split.behaviours.times[samples.last[some] - 1]
     leakage = {}
     for name in ("valid", "test"):
         samples = split.parts()[name]
         known = _in_history(feed, samples, window)
-        leakage[name] = _later(log, samples.row, trained) | {
+        leakage[name] = {
+            "targets_in_training_samples": float(trained[samples.row].mean()),
+            **_later(log, samples.row, trained),
+            **_shared(samples, None if events is None else trained[events], trained[samples.row]),
             "positives_in_history": _share(known[samples.label == 1]),
             "negatives_in_history": _share(known[samples.label == 0]),
         }
     return {
         "intensity": _intensity(log, histories, window, clicked) if len(once) else None,
-        "recency": {name: _recency(gap) for name, gap in gaps.items()},
+        "recency": {name: _recency(gap) for name, gap in gaps.items()} or None,
         "leakage": leakage,
     }
+
+
+def _rows_of_behaviours(feed: ClickFeed) -> np.ndarray | None:
+    """(M,) the row of the log that each behaviour is, or nothing where rows bring their own history."""
+    if feed.log.past_items is not None:
+        return None
+    if len(feed.split.behaviours.items) == len(feed.log):
+        return np.arange(len(feed.log))
+    parts = feed.split.parts().values()
+    return np.sort(np.concatenate([samples.row[samples.label == 1] for samples in parts]))
 
 
 def _lengths(sizes: np.ndarray) -> Card:
@@ -225,19 +255,15 @@ def _intensity(log: InteractionLog, histories: Histories, window: int, trained: 
             "histogram": _histogram(counts, edges),
         },
         "normalised": _normalised(histories, window, float(raw.max())),
-        "popularity": _popularity(log, trained & known, np.bincount(log.items[trained])),
+        "popularity": _popularity(log, trained & known, np.bincount(log.items[trained]), window),
     }
 
 
 def _normalised(histories: Histories, window: int, highest: float) -> dict[str, Card]:
     """What each mode makes of histories: every position is a case."""
     reach = math.sqrt(max(window - 1, 1))
-    ranges = {
-        "log1p_minmax": (0.0, 1.0),
-        "minmax": (intensity.FLOOR, 1.0),
-        "zscore": (-reach, reach),
-        "none": (0.0, highest if highest > 0 else 1.0),
-    }
+    of_modes = (0.0, 1.0), (intensity.FLOOR, 1.0), (-reach, reach), (0.0, highest if highest > 0 else 1.0)
+    ranges = dict(zip(SHOWN, of_modes, strict=True))
     counts = {mode: np.zeros(BINS) for mode in ranges}
     zeros, ones, apart = (dict.fromkeys(ranges, 0.0) for _ in range(3))
     rows = cases = 0
@@ -291,13 +317,14 @@ def _deviations(x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     return (apart.square().sum(1) / n).sqrt()
 
 
-def _popularity(log: InteractionLog, rows: np.ndarray, popularity: np.ndarray) -> Card:
+def _popularity(log: InteractionLog, rows: np.ndarray, popularity: np.ndarray, window: int) -> Card:
     """Whether what is popular is also met strongly, by Spearman's rank correlation.
 
     Args:
         log: the log.
         rows: (N,) whether a row trains and has an intensity.
         popularity: training rows of each item.
+        window: events of a history, at most.
     """
     users, items, values = log.users[rows], log.items[rows], log.values[rows].astype(np.float64)
     value = pl.col("value")
@@ -305,15 +332,43 @@ def _popularity(log: InteractionLog, rows: np.ndarray, popularity: np.ndarray) -
     means = each.agg(mean=value.mean(), median=value.median()).sort("item")
     means = means.with_columns(events=popularity[means["item"]]).filter(pl.col("events") >= RARE)
 
-    usual = np.bincount(users, values) / np.maximum(np.bincount(users), 1)
-    apart = (values - usual[users]).astype(np.float32)  # float64 would part what is equal but for rounding
+    apart = {}
+    for mode, normal in _each_once(users, values, window).items():
+        usual = np.bincount(users, normal) / np.maximum(np.bincount(users), 1)
+        apart[mode] = (normal - usual[users]).round(DIGITS)
     return {
         "item_mean": _correlation(means["events"], means["mean"], interval=True),
         "item_median": _correlation(means["events"], means["median"], interval=True),
         "event": _correlation(popularity[items], values, interval=False),
-        "event_less_user_mean": _correlation(popularity[items], apart, interval=False),
+        "event_less_user_mean": {
+            mode: _correlation(popularity[items], each, interval=False) for mode, each in apart.items()
+        },
         "octaves": _octaves(means),
     }
+
+
+def _each_once(users: np.ndarray, values: np.ndarray, window: int) -> dict[str, np.ndarray]:
+    """(n,) by mode: the intensity of each event, normalised in a history that has it.
+
+    The events of a user are cut into histories of ``window`` from the newest, so each is in one.
+
+    Args:
+        users: (n,) ascending.
+        values: (n,) float64, in order of time.
+        window: events of a history, at most.
+    """
+    found = {mode: np.empty(len(values)) for mode in SHOWN}
+    after = np.searchsorted(users, users, "right") - np.arange(len(users))  # events left, with it
+    first = np.flatnonzero((np.diff(users, prepend=-1) > 0) | (after % window == 0))
+    sizes = np.diff(first, append=len(users))
+    for some in _blocks(len(first), window):
+        seen = np.arange(window) < sizes[some, None]
+        place = (first[some, None] + np.arange(window))[seen]
+        history, mask = torch.zeros(seen.shape, dtype=torch.float64), torch.from_numpy(seen)
+        history[mask] = torch.from_numpy(values[place])
+        for mode, each in found.items():
+            each[place] = intensity.MODES[mode](history, mask)[mask].numpy()
+    return found
 
 
 def _octaves(means: pl.DataFrame) -> list[Card]:
@@ -379,8 +434,6 @@ def _leakage(log: InteractionLog, part: Samples, train: Samples, trained: np.nda
         train: what trains.
         trained: (N,) rows in a history of ``train`` or its target.
     """
-    before = np.concatenate([[0], trained.cumsum()])
-    shared = before[part.last] - before[part.first] + trained[part.target]
     size = part.last - part.first + 1
     is_target = np.zeros(len(log), bool)
     is_target[train.target] = True
@@ -388,9 +441,26 @@ def _leakage(log: InteractionLog, part: Samples, train: Samples, trained: np.nda
         "targets_in_training_samples": float(trained[part.target].mean()),
         "targets_that_are_training_targets": float(is_target[part.target].mean()),
         **_later(log, part.target, trained),
-        "samples_sharing_events": float((shared > 0).mean()),
-        "events_shared": float(shared.sum() / size.sum()),
+        **_shared(part, trained, trained[part.target]),
         "near_copies": float((_overlap(part, train) >= size - 1).mean()),
+    }
+
+
+def _shared(part: Samples | ClickSamples, history: np.ndarray | None, target: np.ndarray) -> Card:
+    """What samples have in common with training: shares of samples, and of their events.
+
+    Args:
+        part: what is evaluated.
+        history: whether training has each event that histories are made of; nothing if these are no events.
+        target: (n,) whether it has the target.
+    """
+    if history is None:
+        return dict.fromkeys(("samples_sharing_events", "events_shared"))
+    before = np.concatenate([[0], history.cumsum()])
+    shared = before[part.last] - before[part.first] + target
+    return {
+        "samples_sharing_events": float((shared > 0).mean()),
+        "events_shared": float(shared.sum() / (part.last - part.first + 1).sum()),
     }
 
 
@@ -402,6 +472,8 @@ def _later(log: InteractionLog, targets: np.ndarray, trained: np.ndarray) -> Car
         targets: (n,) their rows.
         trained: (N,) rows that training has.
     """
+    if not log.dated:
+        return dict.fromkeys(LATER)
     user, when = log.users[targets], log.times[targets]
     times = np.sort(log.times[trained])
     latest = np.full(log.n_users + 1, np.iinfo(np.int64).min)
@@ -411,6 +483,21 @@ def _later(log: InteractionLog, targets: np.ndarray, trained: np.ndarray) -> Car
         "users_before_the_end_of_training": distinct(user[when < times[-1]]) / distinct(user),
         "training_events_later": float(1 - np.searchsorted(times, when, "right").mean() / len(times)),
     }
+
+
+def _met_before(log: InteractionLog, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """(n, C) whether the user of each of n rows met items (n, C) in a row before it."""
+    width = np.int64(log.n_items + 1)
+    pair = log.users * width + log.items
+    order = np.argsort(pair, kind="stable")
+    since = order[np.append(True, np.diff(pair[order]) > 0)]  # the first row of each pair
+    met, found = pair[since], []
+    for some in _blocks(len(rows), items.shape[1]):
+        row = rows[some, None]
+        asked = log.users[row] * width + items[some]
+        place = np.minimum(np.searchsorted(met, asked), len(met) - 1)
+        found.append((met[place] == asked) & (since[place] < row))
+    return np.concatenate(found)
 
 
 def _in_history(feed: ClickFeed, samples: ClickSamples, window: int) -> np.ndarray:

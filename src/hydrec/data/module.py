@@ -64,6 +64,7 @@ class LogData(pl.LightningDataModule):
     Attributes:
         name: what tables call the data.
         log: the log that the pointers point into.
+        raw_files: name and sha256 of each file that it was read from.
         feed: makes the batches.
         split: the parts.
         stood_in: whether the log is the stand-in's.
@@ -71,6 +72,7 @@ class LogData(pl.LightningDataModule):
 
     name: str
     log: InteractionLog
+    raw_files: list[tuple[str, str]]
     feed: SequenceFeed | ClickFeed
     split: Split | ClickSplit
 
@@ -171,33 +173,44 @@ class LogData(pl.LightningDataModule):
     # The record of a run ------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """What the data is, in plain values, with what the feed says of its parts."""
+        """What the data is, in plain values, with what the feed says of its parts.
+
+        A log without times is silent on ties: None.
+        """
         log = self.log
         last = log.offsets[2:][np.diff(log.offsets[1:]) > 1] - 1
         return {
             "name": self.name,
             "fingerprint": log.fingerprint,
+            "raw_files": [{"name": name, "sha256": sha256} for name, sha256 in self.raw_files],
             "stand_in": self.stood_in,
             "label": self.protocol.label,
             "users": log.n_users,
             "items": log.n_items,
             "interactions": len(log),
-            "tie_share": log.tie_share,
-            "users_whose_last_two_tie": int((log.times[last] == log.times[last - 1]).sum()),
+            "tie_share": log.tie_share if log.dated else None,
+            "users_whose_last_two_tie": (
+                int((log.times[last] == log.times[last - 1]).sum()) if log.dated else None
+            ),
             **self.feed.describe(),
         }
 
     def _load(self) -> InteractionLog:
         try:
             self._find()
-            return cache.load(self.reader, self.cache, self.verify)
+            return self._read(self.reader)
         except MissingData as missing:
             if isinstance(self.stand_in, bool):
                 raise
             if self.sources:
                 rank_zero_only(logger.warning)("%s", missing)
             self.stood_in = True
-            return cache.load(self.stand_in, self.cache, self.verify)
+            return self._read(self.stand_in)
+
+    def _read(self, reader: Reader) -> InteractionLog:
+        log = cache.load(reader, self.cache, self.verify)
+        self.raw_files = cache.raw_files(reader, self.cache)
+        return log
 
     def _find(self) -> None:
         """Downloads the raw files where there are none."""

@@ -2,7 +2,7 @@
 
 import io
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hydrec.data.inspect import AGAIN, BINS, GAPS, LEAKAGE, OVERLAP, QUANTILES, RARE, Card
+from hydrec.data.inspect import AGAIN, BINS, GAPS, LEAKAGE, OVERLAP, QUANTILES, RARE, SHOWN, Card
 
 SHARES = {
     "Leakage": LEAKAGE,
     "Overlap with training": OVERLAP,
-    "Items in their history": AGAIN,
+    "Items met before": AGAIN,
 }
 
 # Tables -----------------------------------------------------------------------------------------------------
@@ -56,18 +56,14 @@ def tables(card: Card) -> list[Table]:
                     _span(one["most_seconds"]),
                     _percent(one["reversed"]),
                 ]
-                for name, one in card["recency"].items()
+                for name, one in (card["recency"] or {}).items()
             ],
         ),
     ]
     if strength is not None:
         found += [_intensities(strength), _correlations(strength["popularity"])]
     for title, names in SHARES.items():
-        rows = [
-            [shown, *(_percent(one[key]) for one in leakage.values())]
-            for key, shown in names.items()
-            if key in leakage["test"]
-        ]
+        rows = [[shown, *map(_percent, each)] for shown, each in _shares(leakage, names).items()]
         found.append(Table(title, ["share of", *leakage], rows))
     inputs = [
         [of, _count(len(group)), ", ".join(f"{name} {_count(codes)}" for name, codes in group.items()) or "-"]
@@ -96,24 +92,33 @@ def markdown(card: Card) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _shares(parts: dict[str, Card], names: dict[str, str]) -> dict[str, list[float | None]]:
+    """What is known of the parts, under the names that are shown."""
+    found = {shown: [one.get(key) for one in parts.values()] for key, shown in names.items()}
+    return {shown: each for shown, each in found.items() if each != [None] * len(each)}
+
+
 def _counts(card: Card) -> list[list[str]]:
     data, time = card["dataset"], card["time"]
-    tied = data["users_whose_last_two_tie"]
     rows = {
         "users": _count(data["users"]),
         "items": _count(data["items"]),
         "events": _count(data["interactions"]),
         "density": f"{100 * card['density']:.3g} %",
         "events that repeat a user and item": _percent(card["repeated"]),
-        "events at the time of the user's event before": _percent(data["tie_share"]),
-        "users whose last two events tie": f"{_count(tied)} ({_percent(tied / data['users'])})",
-        "first event": f"{time['first']} UTC",
-        "last event": f"{time['last']} UTC",
-        "days between": f"{time['days']:,.1f}",
-        "days with events": _count(time["days_with_events"]),
-        "events a day": "-" if time["events_a_day"] is None else f"{time['events_a_day']:,.1f}",
-        "fingerprint": data["fingerprint"][:12],
     }
+    if time is not None:
+        tied = data["users_whose_last_two_tie"]
+        rows |= {
+            "events at the time of the user's event before": _percent(data["tie_share"]),
+            "users whose last two events tie": f"{_count(tied)} ({_percent(tied / data['users'])})",
+            "first event": f"{time['first']} UTC",
+            "last event": f"{time['last']} UTC",
+            "days between": f"{time['days']:,.1f}",
+            "days with events": _count(time["days_with_events"]),
+            "events a day": "-" if time["events_a_day"] is None else f"{time['events_a_day']:,.1f}",
+        }
+    rows["fingerprint"] = data["fingerprint"][:12]
     return [[name, shown] for name, shown in rows.items()]
 
 
@@ -158,11 +163,12 @@ def _intensities(strength: Card) -> Table:
 
 
 def _correlations(popularity: Card) -> Table:
-    names = {
-        "item_mean": f"mean intensity of an item with {RARE} or more",
-        "item_median": f"median intensity of an item with {RARE} or more",
-        "event": "intensity of an event",
-        "event_less_user_mean": "intensity of an event less the user's mean",
+    less_mean = popularity["event_less_user_mean"]
+    found = {
+        f"mean intensity of an item with {RARE} or more": popularity["item_mean"],
+        f"median intensity of an item with {RARE} or more": popularity["item_median"],
+        "intensity of an event": popularity["event"],
+        **{f"{mode} of an event less the user's mean": one for mode, one in less_mean.items()},
     }
     return Table(
         "Spearman's correlation with the item's events in training",
@@ -170,11 +176,11 @@ def _correlations(popularity: Card) -> Table:
         [
             [
                 shown,
-                _count(popularity[key]["cases"]),
-                _decimal(popularity[key]["rho"]),
-                " to ".join(map(_decimal, popularity[key]["interval"] or [None])),
+                _count(one["cases"]),
+                _decimal(one["rho"]),
+                " to ".join(map(_decimal, one["interval"] or [None])),
             ]
-            for key, shown in names.items()
+            for shown, one in found.items()
         ],
     )
 
@@ -205,15 +211,14 @@ def _span(seconds: float) -> str:
 
 # Diagrams ---------------------------------------------------------------------------------------------------
 
-PANELS: list[Any] = [
-    ["time", "lengths", "recency", "fields"],
-    ["raw", "log1p_minmax", "minmax", "zscore"],
-    ["popularity", "known", "leakage", "overlap"],
-]
-PANELS_WITHOUT_INTENSITY: list[Any] = [
-    ["time", "lengths", "recency", "fields"],
-    ["known", "leakage", "overlap", "."],
-]
+DRAWN = tuple(mode for mode in SHOWN if mode != "none")  # that one is raw already
+PANELS = (
+    *("time", "lengths", "recency", "fields"),
+    *("raw", *DRAWN),
+    *("popularity", "known", "leakage", "overlap"),
+)
+LEFT_OUT = {"time": ("time",), "recency": ("recency",), "intensity": ("raw", *DRAWN, "popularity")}
+ABREAST = 4
 PARTS = {"train": "#999999", "valid": "#56B4E9", "test": "#0072B2"}  # the colour-blind tell them apart too
 GROUPS = {
     "item": "#0072B2",
@@ -236,43 +241,43 @@ TICKS = {"1 s": 1, "1 min": 60, "1 h": 3600, "1 d": 86400, "30 d": 2592000, "1 y
 def diagrams(card: Card) -> Figure:
     """Draws a card on one page."""
     data, strength = card["dataset"], card["intensity"]
-    panels = PANELS if strength else PANELS_WITHOUT_INTENSITY
+    absent = [panel for figures, panels in LEFT_OUT.items() if card[figures] is None for panel in panels]
+    panels = [panel for panel in PANELS if panel not in absent]
+    rows = math.ceil(len(panels) / ABREAST)
+    panels += ["."] * (rows * ABREAST - len(panels))
     layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.05)
-    page = Figure(figsize=(15.6, 3.4 * len(panels)), layout=layout)
+    page = Figure(figsize=(15.6, 3.4 * rows), layout=layout)
     sizes = (
         f"{_count(data['users'])} users, {_count(data['items'])} items, {_count(data['interactions'])} events"
     )
     page.suptitle(f"{_title(card)}: {sizes}", fontsize=13, x=0.01, ha="left")
-    axes = page.subplot_mosaic(panels)
+    axes = page.subplot_mosaic(np.reshape(panels, (rows, ABREAST)).tolist())
     for each in axes.values():
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=8)
-    _draw_time(axes["time"], card["time"])
+    if card["time"]:
+        _draw_time(axes["time"], card["time"])
     _draw_lengths(axes["lengths"], card["lengths"])
-    _draw_recency(axes["recency"], card["recency"])
+    if card["recency"]:
+        _draw_recency(axes["recency"], card["recency"])
     categories = {
         of: {name: one["categories"] for name, one in group.items()} for of, group in card["fields"].items()
     }
     _draw_fields(axes["fields"], card["inputs"] or categories)
     known = {
         name: {
-            shown: part[key] if isinstance(part[key], float) else part[key] / part["samples"]
-            for key, shown in KNOWN.items()
+            key: part[key] if isinstance(part[key], float) else part[key] / part["samples"]
+            for key in KNOWN
             if key in part
         }
         for name, part in data["parts"].items()
     }
-    _draw_shares(axes["known"], "Targets", known)
-    titles = [title for title, names in SHARES.items() if names.keys() & card["leakage"]["test"].keys()]
-    for panel, title in zip(("leakage", "overlap"), titles, strict=True):
-        shares = {
-            part: {shown: one[key] for key, shown in SHARES[title].items() if key in one}
-            for part, one in card["leakage"].items()
-        }
-        _draw_shares(axes[panel], title, shares)
+    _draw_shares(axes["known"], "Targets", known, KNOWN)
+    _draw_shares(axes["leakage"], "Leakage", card["leakage"], LEAKAGE)
+    _draw_shares(axes["overlap"], "Overlap", card["leakage"], OVERLAP | AGAIN)
     if strength:
         _draw_intensity(axes["raw"], "Intensity, every event", strength["raw"])
-        for mode in PANELS[1][1:]:
+        for mode in DRAWN:
             _draw_intensity(axes[mode], f"{mode}, histories in training", strength["normalised"][mode])
         _draw_popularity(axes["popularity"], strength["popularity"])
     return page
@@ -324,8 +329,7 @@ def _draw_recency(axes: Axes, recency: Card) -> None:
     axes.set_xticks(list(TICKS.values()), list(TICKS))
     axes.minorticks_off()
     axes.set_xlim(GAPS[0], GAPS[-1])
-    if recency:
-        axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False)
     _name(axes, "From the last event of a history to the target", "", "% of targets")
 
 
@@ -377,11 +381,11 @@ def _draw_popularity(axes: Axes, popularity: Card) -> None:
     _name(axes, title, "training events of an item", "mean intensity of an item")
 
 
-def _draw_shares(axes: Axes, title: str, shares: dict[str, dict[str, float | None]]) -> None:
+def _draw_shares(axes: Axes, title: str, parts: dict[str, Card], names: dict[str, str]) -> None:
     """Bars from 0 to 100 % for each part, in blocks with their names above."""
-    height = 0.6 / len(shares)
-    for place, (part, named) in enumerate(shares.items()):
-        for row, (name, share) in enumerate(named.items()):
+    height, shares = 0.6 / len(parts), _shares(parts, names)
+    for row, (name, each) in enumerate(shares.items()):
+        for place, (part, share) in enumerate(zip(parts, each, strict=True)):
             y = row + (place + 0.5) * height
             length = 100 * (share or 0)
             axes.barh(y, length, height, color=PARTS[part], label=part if row == 0 else None)
@@ -390,7 +394,7 @@ def _draw_shares(axes: Axes, title: str, shares: dict[str, dict[str, float | Non
                 axes.text(1, row - 0.05, name, va="bottom", fontsize=8)
     axes.set_xlim(0, 115)
     axes.set_xticks(range(0, 101, 25))
-    axes.set_ylim(len(named) - 0.3, -0.45)
+    axes.set_ylim(len(shares) - 0.3, -0.45)
     axes.set_yticks([])
     axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper right", bbox_to_anchor=(1, 1.12))
     _name(axes, title, "%", "")
