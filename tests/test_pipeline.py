@@ -192,12 +192,18 @@ def test_an_interrupted_run_says_that_it_continues(tmp_path):
     assert json.loads((only_run(tmp_path) / "run.json").read_text())["status"] == "interrupted"
 
 
-def test_a_run_killed_after_early_stopping_trains_no_further(tmp_path):
-    overrides = ["trainer.max_epochs=50", "stopping.patience=1", "logger=none"]
+@pytest.mark.parametrize("least", [0, 30])
+def test_a_run_killed_after_early_stopping_trains_no_further(tmp_path, least):
+    overrides = ["trainer.max_epochs=50", "stopping.patience=1", f"stopping.min_steps={least}", "logger=none"]
     train(tmp_path, *overrides)
     run = only_run(tmp_path)
     history = (run / "history.csv").read_text()
     assert len(history.splitlines()) < 50, "it must have stopped early for this test to mean anything"
+    table = polars.read_csv(run / "history.csv")
+    hits, steps = table["valid/hit@10"].to_list(), table["step"].to_list()
+    idle = [epoch for epoch in range(1, len(hits)) if hits[epoch] <= max(hits[:epoch])]
+    assert len(hits) - 1 == next(epoch for epoch in idle if steps[epoch] >= least)
+    assert not least or steps[idle[0]] < least, "it must have been held back for this test to mean anything"
     metrics = (run / "metrics.json").read_text()
     (run / "metrics.json").unlink()
     assert "continuing" in train(tmp_path, *overrides).stdout

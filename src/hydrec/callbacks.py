@@ -73,12 +73,39 @@ def checkpoints(folder: RunFolder, *, monitor: str, mode: str) -> list[pl.Callba
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a resumed run remembers: one that had stopped does not train another epoch."""
+    """Early stopping after so many steps, which a resumed run remembers: one that had stopped trains no more.
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs after the callback's state is restored."""
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
+    On few data an epoch is few steps, and many models rank by popularity at first: without ``min_steps`` they
+    would be stopped there. ``Trainer(min_steps=...)`` holds a stop back, but never takes it back.
+
+    Args:
+        monitor: the metric that must gain.
+        mode: ``max`` or ``min``.
+        patience: validations without a gain.
+        min_steps: of the optimiser, before which nothing stops.
+    """
+
+    def __init__(self, monitor: str, *, mode: str, patience: int, min_steps: int) -> None:
+        super().__init__(monitor, mode=mode, patience=patience)
+        self.min_steps = min_steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs after the states of callback and trainer are restored."""
+        trainer.should_stop = self.wait_count >= self.patience and trainer.global_step >= self.min_steps
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the epoch, where each is validated."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._hold(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the validation, where not each epoch has one."""
+        super().on_validation_end(trainer, pl_module)
+        self._hold(trainer)
+
+    def _hold(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step < self.min_steps:
+            trainer.should_stop = False
 
 
 class History(pl.Callback):

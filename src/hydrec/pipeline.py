@@ -61,6 +61,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         raise InputError("fit=false tests a checkpoint: give it as ckpt_path=RUN/checkpoints/best.ckpt")
     at_least("seed", cfg.seed, 0)
     at_least("stopping.patience", cfg.stopping.patience, 0)
+    at_least("stopping.min_steps", cfg.stopping.min_steps, 0)
     if cfg.trainer.max_epochs not in (None, -1):
         at_least("trainer.max_epochs", cfg.trainer.max_epochs, 1)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -203,7 +204,12 @@ class _Job:
         )
         self.history = History(self.folder, monitor=self.monitor, echo=not interactive)
         callbacks: list[pl.Callback] = [
-            Patience(self.monitor, patience=self.cfg.stopping.patience, mode=self.mode),
+            Patience(
+                self.monitor,
+                mode=self.mode,
+                patience=self.cfg.stopping.patience,
+                min_steps=self.cfg.stopping.min_steps,
+            ),
             self.history,
             self.identity,
             *checkpoints(self.folder, monitor=self.monitor, mode=self.mode),
