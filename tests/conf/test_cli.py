@@ -124,7 +124,7 @@ MISTAKES = {
     "seed=true": "a whole number is expected",
     "rerun=1": "true or false is expected, as in rerun=false",
     "protocol.metrics.at=10": "a list is expected, as in protocol.metrics.at=[",
-    "stopping=3": "(stopping.monitor, stopping.patience)",
+    "stopping=3": "(stopping.monitor, stopping.patience, stopping.min_steps)",
     "paths.runs=[a]": "a single value is expected",
     # form
     "seed": "write seed=VALUE",
