@@ -1,11 +1,11 @@
 """Prints tables of finished runs in Markdown, one for each data set and protocol.
 
     python docs/results.py RUNS [RUNS ...]
-    python docs/results.py RUNS --base din         # click models: beside DIN, by AUC, logloss and time
+    python docs/results.py RUNS --base din         # click models: beside DIN, by AUC and logloss
 
 RUNS is a folder of run folders, such as runs/single. Runs of one model that differ in their seed alone are a
 line with mean and standard deviation. Runs whose data or protocols differ are never in one table. Seconds are
-of the wall clock, with validation, on whatever else the machine had to do.
+of the wall clock, with validation, whatever else the machine had to do: benchmarks/ compares speed.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def table(title: str, runs: Sequence[Run], base: str | None = None) -> str:
         by_model.setdefault((run[1]["names"]["model"], run[2]), []).append(run)
     ranks = "hit@10" in names
     beside = [some for (model, _), some in by_model.items() if model == base]
-    gains = ["RelaImpr", "auc ratio", "logloss ratio", "time ratio"] if beside else []
+    gains = ["RelaImpr", "auc ratio", "logloss ratio"] if beside else []
     columns = [*(["loss"] if ranks else []), "seeds", *names, *gains]
     lines = [f"| model | {' | '.join(columns)} | epochs (tested) | s an epoch | parameters |"]
     lines.append("|---" * (len(columns) + 4) + "|")
@@ -67,7 +67,9 @@ def table(title: str, runs: Sequence[Run], base: str | None = None) -> str:
             cells += _gains(some, beside[0])
         epochs = [run[1]["epochs"] for run in some if _trained(run)]
         trained = " ".join(f"{each['trained']} ({each['tested'] + 1})" for each in epochs)
-        seconds = f"{_seconds(some):.1f}" if epochs else ""
+        seconds = ""
+        if epochs:
+            seconds = f"{mean(run[1]['seconds']['fit'] / run[1]['epochs']['trained'] for run in some):.1f}"
         size = f"{some[0][1]['parameters']:,}"
         lines.append(f"| `{model}` | {' | '.join(cells)} | {trained} | {seconds} | {size} |")
     for kind in kinds:
@@ -106,20 +108,15 @@ def _trained(run: Run) -> bool:
     return "epochs" in run[1]
 
 
-def _seconds(runs: Sequence[Run]) -> float:
-    """An epoch's, on the mean."""
-    return mean(run[1]["seconds"]["fit"] / run[1]["epochs"]["trained"] for run in runs)
-
-
 def _gains(some: Sequence[Run], base: Sequence[Run]) -> list[str]:
-    """RelaImpr and ratios of the means over a baseline's, and how many times as long an epoch takes."""
+    """RelaImpr, and the ratios of the means to those of a baseline."""
     if not _trained(some[0]):
-        return [""] * 4
+        return [""] * 3
     auc, logloss = (
         [mean(run[0][f"test/{name}"] for run in runs) for runs in (some, base)] for name in ("auc", "logloss")
     )
     per_cent = [relaimpr(*auc), ratio(*auc), ratio(*logloss)]
-    return [*(f"{each:+.2f} %" for each in per_cent), f"{_seconds(some) / _seconds(base):.2f}"]
+    return [f"{each:+.2f} %" for each in per_cent]
 
 
 def _spread(values: Sequence[float | None]) -> str:
