@@ -150,9 +150,9 @@ def test_intensities_are_used_where_they_tell(ranker, informed, form):
 def test_intensities_gain_nothing_where_they_tell_nothing(ranker, informed, form):
     run = informed(form, DOWN)
     found = hits(run)
-    assert abs(found - hits(ranker("sasrec", DOWN))) < 0.03  # at most 0.010
-    assert abs(found - hits(run, change=shuffled)) < 0.02  # 0.004
-    assert abs(found - hits(run, without_lambda(run))) < 0.02  # 0.005
+    assert abs(found - hits(ranker("sasrec", DOWN))) < 0.03  # at most 0.007
+    assert abs(found - hits(run, change=shuffled)) < 0.02  # 0.002
+    assert abs(found - hits(run, without_lambda(run))) < 0.02  # 0.004
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -160,8 +160,8 @@ def test_lambda_grows_where_intensities_tell_and_goes_to_zero_where_not(informed
     run = informed(form, UP)
     gradients = [run.first[name] for name, _ in run.task.net.named_parameters() if "strengths" in name]
     assert any((gradient != 0).any() for gradient in gradients)
-    assert strength(run) > 2  # 3.1 to 16.7, from 1; the gate's from 0
-    assert abs(strength(informed(form, DOWN))) < 1  # at most 0.64
+    assert strength(run) > 2  # 3.7 to 17.3, from 1; the gate's from 0
+    assert abs(strength(informed(form, DOWN))) < 1  # at most 0.50
 
 
 def test_lambda_pinned_at_zero_ranks_as_sasrec_does(ranker, informed):

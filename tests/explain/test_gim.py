@@ -116,7 +116,7 @@ def test_cases_have_the_weights_of_the_net_and_the_logits_of_the_test(run):
     for batch in data.test_dataloader():
         some = by_sample[batch.rows.numpy()]
         weights = some[:, -7:].to_numpy()
-        np.testing.assert_allclose(weights, task.net.part_weights(batch).detach(), rtol=1e-6)
+        np.testing.assert_allclose(weights, task.net.weights(batch)["gim"].detach(), rtol=1e-6)
         np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
         assert some["history"].to_list() == batch.lengths.tolist()
         last = [int(times[n - 1]) if n else None for times, n in zip(batch.times, batch.lengths, strict=True)]

@@ -206,7 +206,7 @@ def test_no_weight_is_sharp(factor, make_click_net, random_clicks):
         assert not weights[~valid].any()
         some = valid.any(1)
         assert_close(weights.sum(1)[some], torch.ones(int(some.sum())))
-    weights = net.part_weights(batch)
+    weights = net.weights(batch)["gim"]
     assert weights.shape == (40, 7)
     assert weights.min() > 0.022 and weights.max() < 0.553
 
@@ -230,7 +230,7 @@ def test_the_weights_shown_are_those_in_use(make_click_net, random_clicks):
     for name in ("mian", "mian_concat", "mian_no_gim", "mian_drop_raw", "mian_no_ibim"):
         net = shaken(make_click_net(f"model={name}")).eval()
         (parts,), (joined, weights) = heard(net.gim, net, batch)
-        assert torch.equal(net.part_weights(batch), weights) and weights.shape == (6, len(net.parts))
+        assert torch.equal(net.weights(batch)["gim"], weights) and weights.shape == (6, len(net.parts))
         if name in ("mian_concat", "mian_no_gim"):
             weighed = [w[:, None] * part for w, part in zip(weights.unbind(1), parts, strict=True)]
             assert_close(joined, torch.cat(weighed, 1))

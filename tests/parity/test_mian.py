@@ -219,7 +219,7 @@ def agrees(net, o, catalog, batch):
     np.testing.assert_allclose(logits.detach(), expected, rtol=0, atol=1e-10)
     assert auxiliary.item() == pytest.approx(penalty, rel=1e-12)
     assert net.parts == tuple(weights)
-    found = net.part_weights(batch).detach()
+    found = net.weights(batch)["gim"].detach()
     np.testing.assert_allclose(found, np.stack(list(weights.values()), 1), rtol=0, atol=1e-10)
     np.testing.assert_allclose(net.float()(batch)[0].detach(), expected, rtol=1e-3, atol=1e-3)
 

@@ -371,15 +371,12 @@ class MIAN(nn.Module):
         squares = torch.cat([matrix.flatten() for matrix in self._matrices()]).square().sum()
         return logits, self.l2 * inputs.norm + self.l2_dense * squares
 
-    def part_weights(self, batch: ClickBatch) -> Float[Tensor, "B L"]:
-        """The weights of eq. 14 of ``parts``, as fig. 6 shows them: they sum to 1; without GIM each is 1."""
-        return self.weights(batch)["gim"]
-
     def weights(self, batch: ClickBatch) -> dict[str, Float[Tensor, "B _"]]:
         """What every softmax over slots or parts gives, by the name of the module.
 
-        ``gim`` weighs ``parts``, ``ibim`` behaviours (0 on padding), ``iuim`` and ``icim`` the fields of user
-        and context, in their order; each sums to 1, but for ``ibim`` without behaviours and a missing GIM.
+        ``gim`` weighs ``parts`` (eq. 14, fig. 6), ``ibim`` behaviours (0 on padding), ``iuim`` and ``icim``
+        the fields of user and context, in their order; each sums to 1, but for ``ibim`` without behaviours
+        and a missing GIM.
         """
         return self._joined(self.tables(batch))[1]
 
