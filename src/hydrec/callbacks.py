@@ -123,11 +123,19 @@ class History(pl.Callback):
     def __init__(self, folder: RunFolder, *, monitor: str, echo: bool) -> None:
         self.folder, self.monitor, self.echo = folder, monitor, echo
         self.rows: list[dict[str, Any]] = []
-        self.seconds = 0.0
+        self.seconds = self.validating = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock of an epoch."""
         self.started = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of a validation."""
+        self.began = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops it."""
+        self.validating += time.perf_counter() - self.began
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the epoch's row.
@@ -158,11 +166,12 @@ class History(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and seconds, for the checkpoint."""
-        return {"rows": self.rows, "seconds": self.seconds}
+        return {"rows": self.rows, "seconds": self.seconds, "validating": self.validating}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes rows and seconds from the checkpoint."""
         self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
+        self.validating = state_dict["validating"]
 
 
 class Identity(pl.Callback):

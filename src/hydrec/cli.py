@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -56,26 +57,50 @@ tracebacks.
 Exit status: 0 done, 1 failed, 2 something you can mend, 130 interrupted, 143 terminated.
 """
 
+SWEEP_HELP = """\
+Runs a study: a search for settings for each data set and model, a run for each seed, then a report with
+verdicts. Every job is a process of its own; the same command goes on where a sweep was cut off.
+
+  python sweep.py study=smoke                           two minutes, on simulated interactions
+  python sweep.py study=ia_sasrec dry_run=true          the plan and what it costs, from a few timed steps
+  python sweep.py study=ia_sasrec launcher.at_once=4    jobs at a time
+  python sweep.py study=ia_sasrec launcher=slurm        on a cluster
+  python sweep.py study=ia_sasrec study.seeds=[0,1]     any key of a study
+  python sweep.py study=ia_sasrec --cfg job             print every key with its value, run nothing
+
+It leaves runs/NAME/: the run folders, trials/, logs/, ledger.json and report/report.html.
+
+GROUPS (group=option; * is chosen unless you say otherwise)
+{groups}
+
+KEYS (key=value; those inside an option have its path: launcher.at_once=2, study.search.trials=10)
+{keys}
+
+HYDREC_DATA=FOLDER says where raw files lie; HYDRA_FULL_ERROR=1 shows tracebacks.
+Exit status: 0 done, 1 a job failed, 2 something you can mend, 130 interrupted, 143 terminated.
+"""
+
 # (number, overrides, exit status) of the jobs of this process that failed
 _failed: list[tuple[int, str, int]] = []
 
 
-def main(entry: Callable[[], None], conf: Path) -> int:
+def main(entry: Callable[[], None], conf: Path, root: str = "train") -> int:
     """Answers ``--help``, refuses mistakes, then hands over to Hydra.
 
     Args:
-        entry: what ``hydra.main`` made; calls `job` once per job.
+        entry: what ``hydra.main`` made; calls `job` once per job, or `study`.
         conf: the config folder.
+        root: the config of the command, ``train`` or ``sweep``.
 
     Returns:
         The exit status.
     """
     try:
-        args = arguments(sys.argv[1:])
+        args = arguments(sys.argv[1:], root)
         if args.help:
-            print(help_page(conf), end="")
+            print(help_page(conf, root), end="")
             return 0
-        check(sys.argv[1:], conf)
+        check(sys.argv[1:], conf, root)
         flags = [argument for argument in sys.argv[1:] if argument not in args.overrides]
         sys.argv[1:] = [*args.overrides, *flags]  # Hydra does not take flags in between
         signal.signal(signal.SIGTERM, _terminate)
@@ -134,6 +159,31 @@ def job(cfg: DictConfig) -> None:
         raise
 
 
+def study(cfg: DictConfig, conf: Path) -> None:
+    """Runs a study to its end and has its report written.
+
+    Args:
+        cfg: the composed configuration of ``sweep.py``.
+        conf: the config folder.
+
+    Raises:
+        SystemExit: with the exit status, where something failed.
+    """
+    from hydrec.sweep import engine  # Optuna takes a while to import
+
+    name = HydraConfig.get().runtime.choices["study"]
+    GlobalHydra.instance().clear()  # the command lines of the study are composed in their turn
+    try:
+        if name is None:
+            raise InputError(f"study=NAME is missing: {', '.join(options(conf, 'study'))}")
+        settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        well = engine.run(name, settings, conf)
+    except Exception as error:
+        raise SystemExit(report(error, cfg)) from None
+    if not well:
+        raise SystemExit(1)
+
+
 def tune() -> None:
     """Sets up the C runtime for training, before torch is there."""
     # Waiting threads spin for long by default: on a busy machine a training step took ten times as long.
@@ -170,9 +220,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)
 
 
-def help_page(conf: Path) -> str:
+def help_page(conf: Path, root: str = "train") -> str:
     """The page that ``--help`` prints: commands, every group with its options and their purpose, the keys."""
-    chosen = defaults(conf)
+    chosen = defaults(conf, root)
     groups = []
     for group, default in chosen.items():
         names = options(conf, group)
@@ -182,10 +232,11 @@ def help_page(conf: Path) -> str:
             for name in names
         ]
         groups.append("\n".join([f"{group}{'' if default else ' (none unless chosen)'}", *lines]))
-    keys = re.findall(r"^(\w+: \S.*?)(?:  # (.*))?$", (conf / "train.yaml").read_text(), re.MULTILINE)
+    keys = re.findall(r"^(\w+: \S.*?)(?:  # (.*))?$", (conf / f"{root}.yaml").read_text(), re.MULTILINE)
     width = max(len(key) for key, _ in keys)
-    return HELP.format(
-        default=" ".join(f"{group}={chosen[group]}" for group in ("model", "dataset", "protocol")),
+    named = [group for group in ("model", "dataset", "protocol") if group in chosen]
+    return {"train": HELP, "sweep": SWEEP_HELP}[root].format(
+        default=" ".join(f"{group}={chosen[group]}" for group in named),
         groups="\n".join(groups),
         keys="\n".join(f"  {key:<{width}}  {comment}" for key, comment in keys),
     )

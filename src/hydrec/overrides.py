@@ -25,25 +25,25 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hydrec.errors import InputError
 
-HELP = "python train.py --help"
 
 
-def check(argv: Sequence[str], conf: Path) -> None:
+def check(argv: Sequence[str], conf: Path, root: str = "train") -> None:
     """Refuses a command line that Hydra, a constructor or nobody would understand.
 
     Args:
-        argv: the arguments after ``train.py``.
+        argv: the arguments after ``train.py``, or ``sweep.py``.
         conf: the config folder.
+        root: the config of the command, ``train`` or ``sweep``.
 
     Raises:
         InputError: names the argument and the nearest valid one.
     """
-    args = arguments(argv)
+    args = arguments(argv, root)
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        _check(args.overrides, conf, multirun=args.multirun)
+        _check(args.overrides, conf, root, multirun=args.multirun)
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
+def arguments(argv: Sequence[str], root: str = "train") -> argparse.Namespace:
     """Hydra's flags, wherever they stand, and the overrides.
 
     Raises:
@@ -55,22 +55,22 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     def refuse(message: str) -> NoReturn:
         unknown = next((a for a in argv if a.startswith("-") and a.split("=")[0] not in flags), None)
         hint = f"{unknown} is not a flag; did you mean {nearest(unknown, flags)}?" if unknown else message
-        raise InputError(f"{hint} ({HELP})")
+        raise InputError(f"{hint} (python {root}.py --help)")
 
     parser.error = refuse  # type: ignore[method-assign]
     args = parser.parse_intermixed_args(argv)
     for name in ("config_path", "config_name", "config_dir", "experimental_rerun"):
         if getattr(args, name) is not None:
             raise InputError(
-                f"--{name.replace('_', '-')} is not for train.py: add files to its conf folder instead"
+                f"--{name.replace('_', '-')} is not for {root}.py: add files to its conf folder instead"
             )
     return args
 
 
-def defaults(conf: Path) -> dict[str, str | None]:
+def defaults(conf: Path, root: str = "train") -> dict[str, str | None]:
     """The groups of the command, in its order, with the option each has unless another is chosen."""
     entries = [
-        entry for entry in OmegaConf.load(conf / "train.yaml").defaults if isinstance(entry, DictConfig)
+        entry for entry in OmegaConf.load(conf / f"{root}.yaml").defaults if isinstance(entry, DictConfig)
     ]
     return {str(k): v for entry in entries for k, v in entry.items() if not str(k).startswith("override ")}
 
@@ -132,9 +132,10 @@ class Argument(NamedTuple):
         return self.overrides[0].key_or_group
 
 
-def _parse(text: str) -> Argument:
+def _parse(text: str, root: str) -> Argument:
     if "=" not in text and not text.startswith("~"):
-        raise InputError(f"{text}: a value is missing; write {text}=VALUE ({HELP} lists groups and keys)")
+        help_page = f"python {root}.py --help lists groups and keys"
+        raise InputError(f"{text}: a value is missing; write {text}=VALUE ({help_page})")
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
         override = parser.parse_override(text)
@@ -151,19 +152,20 @@ def _parse(text: str) -> Argument:
     return Argument(text, True, singles)
 
 
-def _check(texts: Sequence[str], conf: Path, *, multirun: bool) -> None:
-    chosen = defaults(conf)
-    every = [_parse(text) for text in texts]
+def _check(texts: Sequence[str], conf: Path, root: str, *, multirun: bool) -> None:
+    chosen = defaults(conf, root)
+    every = [_parse(text, root) for text in texts]
     # choices first: which keys exist, and of which type, follows from them
     choices = [a for a in every if a.key in chosen and not isinstance(a.overrides[0].value(), dict)]
     for override in itertools.chain(*(a.overrides for a in choices)):
-        _check_choice(override, chosen[override.key_or_group], options(conf, override.key_or_group))
+        default = chosen[override.key_or_group]
+        _check_choice(override, default, options(conf, override.key_or_group))
     hydras = [a for a in every if re.match(r"hydra[./]", a.key)]
     values = [a for a in every if a not in choices and a not in hydras]
     swept = next((a for a in every if a.swept), None)
     modes = set()
     for choice in itertools.product(*(a.overrides for a in (*choices, *hydras))):
-        base, hydra = _compose(choice)
+        base, hydra = _compose(choice, root)
         several = hydra.mode == RunMode.MULTIRUN
         if swept and not (multirun or several):
             as_list = "" if swept in choices else f"; a single value that is a list: {swept.key}=[...]"
@@ -175,21 +177,23 @@ def _check(texts: Sequence[str], conf: Path, *, multirun: bool) -> None:
             model = hydra.runtime.choices["model"]
             raise InputError(f"{loss.text}: model={model} has a loss of its own; leave this out")
         for override in itertools.chain(*(a.overrides for a in values)):
-            _check_value(override, base, known, hydra.runtime.choices, conf)
+            _check_value(override, base, known, hydra.runtime.choices, conf, root)
             if several and override.key_or_group in hydra.sweeper.params:
                 raise InputError(
                     f"{override.input_line}: seeds=five or the like sets this too; leave one out"
                 )
-        _compose([*choice, *(a.overrides[0] for a in values)], resolve=True)
+        _compose([*choice, *(a.overrides[0] for a in values)], root, resolve=True)
     if len(modes) > 1:
         raise InputError("an option that starts several runs itself (seeds=five) cannot be one of several")
 
 
-def _compose(overrides: Iterable[Override], *, resolve: bool = False) -> tuple[DictConfig, DictConfig]:
+def _compose(
+    overrides: Iterable[Override], root: str, *, resolve: bool = False
+) -> tuple[DictConfig, DictConfig]:
     """The configuration, and Hydra's part of it."""
     texts = [override.input_line or "" for override in overrides]
     try:
-        config = compose("train", texts, return_hydra_config=True)
+        config = compose(root, texts, return_hydra_config=True)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         if resolve:
             OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
@@ -197,7 +201,7 @@ def _compose(overrides: Iterable[Override], *, resolve: bool = False) -> tuple[D
         raise InputError(f"{error.full_key} has no value: give {error.full_key}=VALUE") from error
     except (HydraException, OmegaConfBaseException) as error:
         said = [str(link).splitlines()[0] for link in (error, error.__cause__) if str(link or "")]
-        raise InputError(f"{' '.join(texts) or 'conf/train.yaml'}: {'; '.join(said)}") from error
+        raise InputError(f"{' '.join(texts) or f'conf/{root}.yaml'}: {'; '.join(said)}") from error
     return own, config.hydra
 
 
@@ -217,7 +221,12 @@ def _check_choice(override: Override, default: str | None, names: list[str]) -> 
 
 
 def _check_value(
-    override: Override, base: DictConfig, known: Mapping[str, Any], choices: Mapping[str, str], conf: Path
+    override: Override,
+    base: DictConfig,
+    known: Mapping[str, Any],
+    choices: Mapping[str, str],
+    conf: Path,
+    root: str,
 ) -> None:
     """Checks every single value that an override sets, also those inside ``key={...}``.
 
@@ -227,6 +236,7 @@ def _check_value(
         known: the keys of ``base``, dotted, with unresolved values.
         choices: the chosen option of each group.
         conf: the config folder.
+        root: the config of the command.
 
     Raises:
         InputError: nobody reads the key, or the type of its value cannot be meant.
@@ -239,7 +249,7 @@ def _check_value(
         if key not in known:
             if library and (override.is_add() or override.is_force_add()):
                 continue  # the constructor answers for it
-            raise InputError(_unknown(key, taker if library else None, known, choices, conf))
+            raise InputError(_unknown(key, taker if library else None, known, choices, conf, root))
         if override.is_delete():
             if not library:
                 raise InputError(f"{override.input_line}: {key} is needed; set it to another value instead")
@@ -251,21 +261,26 @@ def _check_value(
 
 
 def _unknown(
-    key: str, library: str | None, known: Mapping[str, Any], choices: Mapping[str, str], conf: Path
+    key: str,
+    library: str | None,
+    known: Mapping[str, Any],
+    choices: Mapping[str, str],
+    conf: Path,
+    root: str,
 ) -> str:
     group = key.split(".")[0]
     if group in choices:
-        others = [name for name in options(conf, group) if key in _keys_of(group, name)]
+        others = [name for name in options(conf, group) if key in _keys_of(group, name, root)]
         if others:
             return f"{key} is not a key of {group}={choices[group]}; it is one of {group}={','.join(others)}"
-    public = [name for name in (*known, *defaults(conf)) if not name.rsplit(".", 1)[-1].startswith("_")]
+    public = [name for name in (*known, *defaults(conf, root)) if not name.rsplit(".", 1)[-1].startswith("_")]
     also = f" (if {library} takes it: +{key}=...)" if library else ""
     return f"{key} is not a key; did you mean {nearest(key, public)}?{also}"
 
 
-def _keys_of(group: str, option: str) -> set[str]:
+def _keys_of(group: str, option: str, root: str) -> set[str]:
     try:
-        config = compose("train", [f"{group}={option}"])
+        config = compose(root, [f"{group}={option}"])
     except HydraException:  # an option that only goes with others
         return set()
     return {key for key, _ in _flat(OmegaConf.to_container(config, resolve=False))}

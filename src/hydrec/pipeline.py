@@ -59,6 +59,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: is for fit=false; a run continues its own by itself")
     if not cfg.fit and cfg.ckpt_path is None:
         raise InputError("fit=false tests a checkpoint: give it as ckpt_path=RUN/checkpoints/best.ckpt")
+    if not cfg.fit and not cfg.test:
+        raise InputError("fit=false test=false leaves nothing to do; leave one of them out")
     at_least("seed", cfg.seed, 0)
     at_least("stopping.patience", cfg.stopping.patience, 0)
     at_least("stopping.min_steps", cfg.stopping.min_steps, 0)
@@ -82,6 +84,11 @@ def run(cfg: DictConfig) -> dict[str, float]:
             raise InputError(
                 f"{job.folder.path} was run on other data (fingerprint {about['dataset']['fingerprint'][:12]}"
                 f", now {data.log.fingerprint[:12]}): rerun=true sets it aside and starts anew"
+            )
+        if about is not None and about.get("config_digest") != job.digest and cfg.paths.name is not None:
+            raise InputError(
+                f"{job.folder.path} was run with other settings; choose another paths.name, or rerun=true sets"
+                " it aside and starts anew"
             )
         edited = about is not None and about["source_digest"] != _source_digest()
         if done is None or about is None:
@@ -119,8 +126,9 @@ class _Job:
         neutral = _plain(OmegaConf.merge(cfg, elsewhere))
         if not cfg.fit:
             neutral["ckpt_path"] = _sha256(cfg.ckpt_path)
-        name = f"{data.name}-{self.names['protocol']}-{self.names['model']}-s{cfg.seed}-{digest(neutral)}"
-        self.folder = RunFolder(Path(cfg.paths.runs) / "single" / name)
+        self.digest = digest(neutral)
+        name = f"{data.name}-{self.names['protocol']}-{self.names['model']}-s{cfg.seed}-{self.digest}"
+        self.folder = RunFolder(Path(cfg.paths.runs) / cfg.paths.study / (cfg.paths.name or name))
         measured = data.protocol.metrics
         self.monitor = cfg.stopping.monitor or f"valid/{measured.main}"
         one_of("stopping.monitor", self.monitor, [f"valid/{metric}" for metric in measured.directions])
@@ -145,15 +153,17 @@ class _Job:
             for mirror in mirrors:
                 mirror.log_hyperparams(self.config | {"run": about})
             task.load_state_dict(self._fit(task, trainer))
-            started = time.perf_counter()
-            trainer.test(task, data, verbose=False)
-            self.seconds |= {"fit": self.history.seconds, "test": time.perf_counter() - started}
+            if self.cfg.test:
+                started = time.perf_counter()
+                trainer.test(task, data, verbose=False)
+                self.seconds["test"] = time.perf_counter() - started
             metrics = self._results(task, about)
             if trainer.is_global_zero:
                 for mirror in mirrors:
                     headline = data.protocol.metrics.headline
                     mirror.log_result(metrics, _table(metrics, self.names["model"], headline))
-                _write_test(folder, data, task)
+                if self.cfg.test:
+                    _write_test(folder, data, task)
                 folder.write_json("run.json", about)
                 folder.write_json("metrics.json", metrics)
                 _show(metrics, about, data.protocol.metrics)
@@ -252,7 +262,7 @@ class _Job:
 
     def _results(self, task: NextItem | Click, about: dict[str, Any]) -> dict[str, float]:
         """Test metrics with the validation metrics of the epoch that was tested; completes ``about``."""
-        metrics = {k: v for k, v in task.results.items() if not k.startswith("valid/")}
+        metrics = {k: v for k, v in task.results.items() if self.cfg.test and not k.startswith("valid/")}
         rows = [row for row in self.history.rows if self.monitor in row]
         if rows:
             best = (max if self.mode == "max" else min)(
@@ -264,8 +274,10 @@ class _Job:
                 "tested": best["epoch"],
                 "steps": best["step"],
             }
+        self.seconds |= {"fit": self.history.seconds, "valid": self.history.validating}
         about |= {"status": "finished", "seconds": self.seconds, "peak_memory_mib": _peak_memory()}
-        about["tested_rows"] = len(task.test_table["row"])
+        if self.cfg.test:
+            about["tested_rows"] = len(task.test_table["row"])
         return metrics
 
     def _about(self, task: NextItem | Click, trainer: pl.Trainer) -> dict[str, Any]:
@@ -284,6 +296,7 @@ class _Job:
             "precision": str(trainer.precision),
             "batch_size": self.cfg.batch_size,  # of all processes together
             "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+            "config_digest": self.digest,
             "source_digest": _source_digest(),
         }
 
@@ -371,13 +384,19 @@ def _table(
     metrics: dict[str, float], model: str, headline: Sequence[str]
 ) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table of results: the model, and what it is to be compared with."""
-    names = [name for name in headline if f"test/{name}" in metrics]
+    part = _part(metrics)
+    names = [name for name in headline if f"{part}/{name}" in metrics]
     kinds = dict.fromkeys(name.partition("/")[0] for name in metrics)
     references = [kind for kind in kinds if kind not in ("test", "valid", "train")]
-    rows = [(model, "test"), *((name, name) for name in references)]  # the model may be one of them
+    rows = [(model, part), *((name, name) for name in references)]  # the model may be one of them
     return ["model", *names], [
         [label, *(metrics.get(f"{prefix}/{name}") for name in names)] for label, prefix in rows
     ]
+
+
+def _part(metrics: dict[str, float]) -> str:
+    """The part that the results are of."""
+    return "test" if any(name.startswith("test/") for name in metrics) else "valid"
 
 
 def _show(metrics: dict[str, float], about: dict[str, Any], measured: Any) -> None:
@@ -385,21 +404,22 @@ def _show(metrics: dict[str, float], about: dict[str, Any], measured: Any) -> No
     dataset, protocol = about["dataset"], about["protocol"]
     label = f" ({dataset['label']})" if dataset["label"] else ""
     header, rows = _table(metrics, about["names"]["model"], measured.headline)
-    rows_there = dataset["parts"]["test"]["samples"]
+    part = _part(metrics)
+    rows_there = dataset["parts"][part]["samples"]
     scored = about.get("tested_rows", rows_there)  # earlier versions left no such count
     some = "" if scored == rows_there else f" of {rows_there:,}"
     against = f"{protocol['candidates']} candidates, " if "candidates" in protocol else ""
     table = Table(
         *header,
         title=f"{dataset['name']}, {about['names']['protocol']}{label}, {against}"
-        f"{scored:,}{some} test rows, seed {about['seed']}",
+        f"{scored:,}{some} {part} rows, seed {about['seed']}",
         title_justify="left",
     )
     for name, *values in rows:
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
     Console(soft_wrap=True).print(table)
     name, main = about["names"]["model"], measured.main
-    better = [kind for kind, *_ in rows[1:] if metrics[f"{kind}/{main}"] > metrics[f"test/{main}"]]
+    better = [kind for kind, *_ in rows[1:] if metrics[f"{kind}/{main}"] > metrics[f"{part}/{main}"]]
     if better:
         say(
             f"warning: {name} is below {' and '.join(better)} on {main}: too little training, a finding about"

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydrec.errors import InputError
 
@@ -43,6 +43,32 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise InputError(
             f"cannot write {path}: {error.strerror}; free the disk or choose another folder"
         ) from error
+
+
+def hold(folder: Path) -> IO[str] | None:
+    """Takes a folder for this process: the file that holds it until it is closed, however the process ends.
+
+    Returns:
+        The file, or ``None`` where another process has the folder.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise InputError(
+            f"cannot write into {folder}: {error.strerror}; choose another paths.runs"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), (folder / ".lock").stat()):
+            return file
+    except OSError:  # held by another, or moved away just now
+        pass
+    file.close()
+    return None
 
 
 class RunFolder:
@@ -85,21 +111,10 @@ class RunFolder:
         Raises:
             InputError: another process runs in this folder, or it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the end of the block)
-        except OSError as error:
-            raise InputError(
-                f"cannot write into {self.path}: {error.strerror}; choose another paths.runs"
-            ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.path.samestat(os.fstat(lock.fileno()), (self.path / ".lock").stat())
-            except OSError:
-                held = False
-            if not held:
-                raise InputError(f"{self.path} is in use by another process; wait for it or stop it")
+        file = hold(self.path)
+        if file is None:
+            raise InputError(f"{self.path} is in use by another process; wait for it or stop it")
+        with file:
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
             try:

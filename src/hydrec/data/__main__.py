@@ -1,4 +1,4 @@
-"""``python -m hydrec.data inspect``: the data card, on the screen and in files.
+"""``python -m hydrec.data inspect``: the data card, on the screen and in files; ``prepare``: fills the cache.
 
 A command, so on the top floor beside `hydrec.cli`, whatever folder it lies in: nothing imports it.
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hydrec import cli
-from hydrec.errors import InputError
+from hydrec.errors import InputError, MissingData
 from hydrec.overrides import check
 from hydrec.runs import digest, write_atomically
 
@@ -27,12 +27,15 @@ Measures a data set under a protocol: counts, lengths, ties, intensities, recenc
   python -m hydrec.data inspect                                     what `python train.py` would train on
   python -m hydrec.data inspect dataset=movielens_100k protocol=leave_one_out dataset.reader.k_core=5
   python -m hydrec.data inspect dataset=simulated_clicks protocol=click_days
+  python -m hydrec.data prepare dataset=movielens                   reads the files into the cache, no more
 
 It takes the groups and keys of train.py (python train.py --help lists them), prints the card as tables and
 leaves it in cards/<dataset>-<protocol>-<digest>/ (paths.cards), a folder for each data and options:
 card.json has every figure, card.md the tables, card.png and card.svg one page of diagrams. A model changes
-nothing.
+nothing. prepare ends with exit status 3 where the files are nowhere to be found.
 """
+
+NO_DATA = 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         if {"--help", "-h"} & set(argv):
             print(HELP, end="")
             return 0
-        if argv[:1] != ["inspect"]:
+        if argv[:1] not in (["inspect"], ["prepare"]):
             given = argv[0] if argv else "nothing"
             raise InputError(f"{given} is no command: use python -m hydrec.data inspect (--help says more)")
         overrides = argv[1:]
@@ -62,7 +65,13 @@ def main(argv: Sequence[str]) -> int:
         check(overrides, conf)
         with initialize_config_dir(str(conf), version_base="1.3"):
             cfg = compose("train", list(overrides), return_hydra_config=True)
-        _inspect(cfg, shlex.join(["python", "-m", "hydrec.data", *argv]))
+        if argv[0] == "prepare":
+            _prepare(cfg)
+        else:
+            _inspect(cfg, shlex.join(["python", "-m", "hydrec.data", *argv]))
+    except MissingData as error:
+        cli.report(error, cfg)
+        return NO_DATA if argv[0] == "prepare" else 2
     except KeyboardInterrupt:
         return cli.INTERRUPTED
     except Exception as error:
@@ -86,6 +95,17 @@ def data_of(cfg: DictConfig) -> Any:
 
     of_clicks = issubclass(get_class(cfg.protocol._target_), ClickProtocol)
     return instantiate(cfg.dataset, samples=CLICKS if of_clicks else "prefixes", _convert_="all")
+
+
+def _prepare(cfg: DictConfig) -> None:
+    cli.tune()
+    data = data_of(cfg)
+    data.prepare()
+    print(f"{data.name}: {len(data.log):,} interactions, fingerprint {data.log.fingerprint[:12]}")
+    if data.stood_in:
+        from hydrec.pipeline import STAND_IN
+
+        print(STAND_IN.format(data.name))
 
 
 def _inspect(cfg: DictConfig, command: str) -> None:
