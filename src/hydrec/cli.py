@@ -38,6 +38,7 @@ Trains a model, tests it once, and leaves everything about the run in one folder
   python train.py model=hgnn dataset=movielens seed=1   options of groups, and values
   python train.py -m seed=0,1,2,3,4                     several runs, one after the other; also: seeds=five
   python train.py -m model=hgnn,popularity seed=0,1     all combinations
+  python train.py hparams_search=tpe model=sasrec       a search first, then the run with what it found
   python train.py trainer=ddp                           several GPUs
   python train.py fit=false ckpt_path=RUN/checkpoints/best.ckpt
                                                         test a checkpoint, also among other candidates
@@ -139,6 +140,9 @@ def job(cfg: DictConfig) -> None:
         if status != 0:
             _failed.append((hydra.job.num, shlex.join(hydra.overrides.task), status))
         return
+    if "hparams_search" in cfg:
+        _search(cfg, [*hydra.overrides.task], hydra.runtime.choices)
+        return
     with open_dict(cfg):
         cfg.names = {
             group: hydra.runtime.choices[group] for group in ("dataset", "protocol", "model", "loss")
@@ -157,6 +161,22 @@ def job(cfg: DictConfig) -> None:
         if type(end).__name__ == "SIGTERMException":
             raise SystemExit(TERMINATED) from None
         raise
+
+
+def _search(cfg: DictConfig, overrides: list[str], choices: DictConfig) -> None:
+    """One job of ``train.py hparams_search=...``: the search, which all seeds share, then the run."""
+    from hydrec.sweep import engine  # Optuna takes a while to import
+
+    conf = Path(sys.argv[0]).resolve().parent / "conf"
+    GlobalHydra.instance().clear()  # the command lines of the search are composed in their turn
+    try:
+        settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        command = engine.tuned(overrides, dict(choices), settings, conf)
+    except Exception as error:
+        raise SystemExit(report(error, cfg)) from None
+    status = _in_child(command[1:]) if command else 1  # shows the results
+    if status != 0:
+        raise SystemExit(status)
 
 
 def study(cfg: DictConfig, conf: Path) -> None:

@@ -305,8 +305,9 @@ def run(name: str, cfg: Mapping[str, Any], conf: Path) -> bool:
     paths = cfg["paths"]
     folder = name if paths["study"] == "single" else paths["study"]
     launcher = instantiate(cfg["launcher"])
+    settings = cfg["study"] | {"overrides": [*cfg["study"]["overrides"], *cfg["overrides"]]}
     sweep = Sweep(
-        name=folder, settings=cfg["study"], paths=paths, conf=conf, launcher=launcher, retry=cfg["retry"]
+        name=folder, settings=settings, paths=paths, conf=conf, launcher=launcher, retry=cfg["retry"]
     )
     try:
         if cfg["dry_run"]:
@@ -324,6 +325,55 @@ def run(name: str, cfg: Mapping[str, Any], conf: Path) -> bool:
     if failed:
         print("hydrec: retry=true runs what failed again", file=sys.stderr)
     return well and reported
+
+
+def tuned(
+    overrides: Sequence[str], choices: Mapping[str, str], cfg: Mapping[str, Any], conf: Path
+) -> list[str] | None:
+    """The study of one command of ``train.py``: searches, then runs with what was found.
+
+    Args:
+        overrides: of the command.
+        choices: the option of each group.
+        cfg: its configuration, resolved.
+        conf: the config folder.
+
+    Returns:
+        The command of the run, which now shows its results; ``None`` where something failed.
+
+    Raises:
+        InputError: the search makes no sense, or another process makes it.
+    """
+    apart = ("hparams_search", "model", "dataset", "protocol", "loss", "seed", "paths")
+    rest = [text for text in overrides if re.split(r"[.=]", text.lstrip("+~"))[0] not in apart]
+    values = [text for text in overrides if re.match(r"\+*(model|dataset|protocol|loss)\.", text)]
+    chosen_loss = [text.partition("=")[2] for text in overrides if text.startswith("loss=")]
+    settings: dict[str, Any] = yaml.safe_load((conf / "study" / "_study.yaml").read_text()) | {
+        "title": f"{choices['model']} on {choices['dataset']}, tuned",
+        "datasets": [choices["dataset"]],
+        "protocols": [choices["protocol"]],
+        "models": [choices["model"]],
+        "loss": chosen_loss[0] if chosen_loss else None,
+        "overrides": [*rest, *values],
+        "search": cfg["hparams_search"],
+        "seeds": [cfg["seed"]],
+    }
+    shared = {key: value for key, value in settings.items() if key != "seeds"}
+    launcher = instantiate(yaml.safe_load((conf / "launcher" / "local.yaml").read_text()))
+    sweep = Sweep(
+        name=f"{choices['hparams_search']}-{choices['dataset']}-{choices['model']}-{digest(shared)}",
+        settings=settings,
+        paths=cfg["paths"],
+        conf=conf,
+        launcher=launcher,
+        retry=True,
+    )
+    try:
+        well = sweep.run()
+        run = [job for job in sweep.jobs() if job.kind == "seed"]
+        return sweep.command(run[0]) if well and run else None
+    finally:
+        sweep.close()
 
 
 def _curve(folder: Path, monitor: str) -> dict[int, float]:

@@ -59,15 +59,13 @@ class Progress:
         if self.live is not None:
             self.tick(now=True)
             return
-        for job in jobs:
-            state = self.ledger.state(job.name)
-            before = self.seen.get(job.name)
-            if self.seen and state != before and state in OVER:
-                print(f"{job.name}: {self._said(job)}  ({self._summary()})", flush=True)
-            self.seen[job.name] = state
-        if len(self.seen) and self.drawn == 0.0:
-            self.drawn = time.perf_counter()
+        states = {job.name: self.ledger.state(job.name) for job in jobs}
+        if not self.seen:
             print(f"{self.name}: {self._summary()}", flush=True)
+        for job in jobs if self.seen else ():
+            if states[job.name] in OVER and states[job.name] != self.seen.get(job.name):
+                print(f"{job.name}: {self._said(job)}  ({self._summary()})", flush=True)
+        self.seen = states
 
     def tick(self, *, now: bool = False) -> None:
         """Draws anew, at most once a second."""

@@ -118,7 +118,7 @@ def hopeless(
     """
     study = _study(mode, {}, [trial._replace(params={}) for trial in trials], None)
     own = create_trial(state=TrialState.RUNNING, intermediate_values=dict(curve))
-    return instantiate(dict(pruner)).prune(study, own)
+    return bool(instantiate(dict(pruner)).prune(study, own))
 
 
 def best(trials: Sequence[Trial], *, mode: str) -> dict[str, Any] | None:
