@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hydrec.explain import __main__ as command
 from hydrec.explain import gim, gim_page
-from hydrec.explain.run import FinishedRun
+from hydrec.explain.groups import by_recency, by_size
+from hydrec.explain.run import FinishedRun, evenly
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -54,28 +53,13 @@ def run(made, monkeypatch):
 
 
 @pytest.fixture
-def answer(capsys):
-    """Answers a command line: status, output, errors."""
-
-    def answer(*argv):
-        status = command.main([str(each) for each in argv])
-        return status, *capsys.readouterr()
-
-    return answer
-
-
-@pytest.fixture
-def changed(run, tmp_path):
+def changed(run, copied):
     """Makes a copy of the run with other values in its configuration, and, if asked, fresh weights for it."""
 
     def changed(weights=False, **values):
-        copy = tmp_path / "copy"
-        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb", "explain"))
-        cfg = OmegaConf.load(copy / "config.yaml")
-        for key, value in values.items():
-            OmegaConf.update(cfg, key.replace("__", "."), value)
-        OmegaConf.save(cfg, copy / "config.yaml")
+        copy = copied(run, **values)
         if weights:
+            cfg = OmegaConf.load(copy / "config.yaml")
             data = instantiate(cfg.dataset, _convert_="all")
             data.prepare()
             task = instantiate(cfg.model, _convert_="all")(data.catalog, data.protocol.metrics, 0)
@@ -188,19 +172,19 @@ def test_groups_are_of_cases_like_these(run):
 
 def test_recency_in_words():
     seconds = [0, 1, 59, 60, 86399, 86400, 10**9, -1, 3600 * 24 * 30]
-    number, labels = gim.by_recency(torch.tensor(seconds))
+    number, labels = by_recency(torch.tensor(seconds))
     said = [labels[each] if each >= 0 else None for each in number.tolist()]
     assert said == [
         *("0 s", "1 s to 1 min", "1 s to 1 min", "1 min to 1 h", "1 h to 1 d", "1 d to 30 d"),
         *("from 1 y", None, "30 d to 1 y"),
     ]
-    assert gim.by_recency(torch.tensor([-1, -1])).labels == []
+    assert by_recency(torch.tensor([-1, -1])).labels == []
 
 
 def test_histories_of_one_length_are_one_group():
-    number, labels = gim.by_history(torch.full((9,), 30))
+    number, labels = by_size(torch.full((9,), 30))
     assert number.tolist() == [0] * 9 and labels == ["30"]
-    number, labels = gim.by_history(torch.arange(100))
+    number, labels = by_size(torch.arange(100))
     assert number.bincount().tolist() == [20, 20, 20, 20, 20]
     assert (labels[0], labels[-1]) == ("0 to 19", "80 to 99")
 
@@ -211,7 +195,7 @@ def test_an_undated_log_has_no_recency(run):
         data.log, dated = dataclasses.replace(data.log, **change), data.log
         facts, weights = gim.collected(task.net, data)
         data.log = dated
-        divisions = {"history": gim.by_history(facts["history"]), "recency": gim.by_recency(facts["gap"])}
+        divisions = {"history": by_size(facts["history"]), "recency": by_recency(facts["gap"])}
         summary = gim.summarised(weights, gim.named(task.net, data), facts["users"], divisions)
         assert {*summary["by"]} == {"history"}
         assert (gim.case_table(facts, weights["gim"], PARTS, data)["seconds_since_last"].null_count()) == len(
@@ -224,7 +208,7 @@ def test_an_undated_log_has_no_recency(run):
 
 def test_the_heat_map_has_the_weights_of_cases_from_end_to_end(run):
     cases, summary = tables(run / "explain" / "gim")
-    some = cases[gim_page.chosen(len(cases))]
+    some = cases[evenly(len(cases), gim_page.COLUMNS)]
     assert len(some) == gim_page.COLUMNS < len(cases)
     assert some["sample"][0] == cases["sample"][0] and some["sample"][-1] == cases["sample"][-1]
     (axes, _) = gim_page.heat_map(some, PARTS, summary, "title", len(cases)).axes
@@ -271,9 +255,9 @@ def test_the_wandb_run_has_figures_and_tables(run):
     assert first.name.rpartition("-")[2] == again.name.rpartition("-")[2]
     media = {path.name.partition("_table")[0]: path for path in again.rglob("media/table/**/*.json")}
     shown = {name: json.loads(path.read_text()) for name, path in media.items()}
-    _, summary = tables(run / "explain" / "gim")
+    cases, summary = tables(run / "explain" / "gim")
     assert shown["means"]["columns"] == summary.columns and len(shown["means"]["data"]) == len(summary)
-    assert len(shown["gim"]["data"]) == gim_page.COLUMNS
+    assert len(shown["gim"]["data"]) == len(cases)
     drawn = {path.read_bytes() for path in again.rglob("media/images/**/*.png")}
     assert drawn == {(run / "explain" / "gim" / f"{name}.png").read_bytes() for name in ("gim", "means")}
 
@@ -304,13 +288,6 @@ def test_a_run_that_tested_a_checkpoint_is_explained_by_it(run, changed, answer)
     assert (status, err) == (0, "") and "warning" not in out
 
 
-def refused(answer, said, *argv):
-    status, _, err = answer(*argv)
-    assert status == 2
-    assert said in err
-    assert err.count("\n") == 1 and err.startswith("hydrec: ")
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -322,20 +299,20 @@ def refused(answer, said, *argv):
     ],
     ids=str,
 )
-def test_what_cannot_be_explained_is_one_line(changes, said, changed, answer):
+def test_what_cannot_be_explained_is_one_line(changes, said, changed, refused):
     copy = changed(**changes)
-    refused(answer, said, "gim", f"run={copy}")
+    refused(said, "gim", f"run={copy}")
     assert not (copy / "explain").exists()
 
 
-def test_a_folder_that_is_no_finished_run_is_one_line(changed, answer, tmp_path):
-    refused(answer, "is no run folder: config.yaml cannot be read", "gim", f"run={tmp_path}")
-    refused(answer, "is no run folder: config.yaml cannot be read", "gim", f"run={__file__}")
+def test_a_folder_that_is_no_finished_run_is_one_line(changed, refused, tmp_path):
+    refused("is no run folder: config.yaml cannot be read", "gim", f"run={tmp_path}")
+    refused("is no run folder: config.yaml cannot be read", "gim", f"run={__file__}")
     copy = changed()
-    refused(answer, "has no W&B run", "gim", f"run={copy}", "wandb=true")
-    refused(answer, "cannot write /proc/none", "gim", f"run={copy}", "out=/proc/none")
+    refused("has no W&B run", "gim", f"run={copy}", "wandb=true")
+    refused("cannot write /proc/none", "gim", f"run={copy}", "out=/proc/none")
     (copy / "metrics.json").unlink()
-    refused(answer, "is not finished: its command, given again, continues it", "gim", f"run={copy}")
+    refused("is not finished: its command, given again, continues it", "gim", f"run={copy}")
 
 
 @pytest.mark.parametrize(
@@ -348,10 +325,12 @@ def test_a_folder_that_is_no_finished_run_is_one_line(changed, answer, tmp_path)
         ("gim run=x folder=y", "folder=y: did you mean"),
         ("gim run=x wandb=yes", "wandb=yes is none of true, false"),
         ("gim -m run=x", "-m: did you mean"),
+        ("lambda run=x", "run=x: did you mean runs=...?"),
+        ("user run=x k=many", "k=many: must be a whole number, 1 or more"),
     ],
 )
-def test_a_mistake_is_one_line(line, said, answer):
-    refused(answer, said, *line.split())
+def test_a_mistake_is_one_line(line, said, refused):
+    refused(said, *line.split())
 
 
 def test_help_is_quick():
@@ -359,7 +338,8 @@ def test_help_is_quick():
     code += "try: runpy.run_module('hydrec.explain', run_name='__main__')\n"
     code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "python -m hydrec.explain gim run=FOLDER" in done.stdout
+    for name in ("gim", "factors", "lambda", "attention", "user", "errors"):
+        assert f"python -m hydrec.explain {name} run" in done.stdout
     assert done.stdout.splitlines()[-1] == "0 False"
 
 

@@ -44,6 +44,13 @@ def test_of_one_user_there_is_no_interval_and_of_no_case_no_mean():
     assert found.cases.tolist() == [2, 1, 0] and found.users.tolist() == [1, 1, 0]
 
 
+def test_values_that_are_all_the_same_have_no_interval():
+    values = torch.tensor([[0.0, 0.0, torch.nan], [0.0, 0.0, 2.0], [0.0, 1.0, 2.0]])
+    found = means(values, torch.tensor([4, 5, 6]))
+    assert np.isnan(found.low).tolist() == np.isnan(found.high).tolist() == [True, False, True]
+    assert found.mean.tolist() == pytest.approx([0, 1 / 3, 2])
+
+
 def test_cases_of_one_user_are_no_further_evidence():
     values, users = torch.randn(50, 1, generator=torch.Generator().manual_seed(1)), torch.arange(50)
     once, thrice = means(values, users), means(values.repeat(3, 1), users.repeat(3))

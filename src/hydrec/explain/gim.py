@@ -8,11 +8,8 @@ Differs from fig. 6, which shows 14 cases, in that all cases are there, and in t
 Shapes: B rows of a batch, N test cases, T behaviours, S what is weighed: parts, behaviours or fields.
 """
 
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
@@ -24,28 +21,14 @@ from torch import Tensor
 from hydrec.batch import ClickBatch
 from hydrec.callbacks import say
 from hydrec.data.module import LogData
-from hydrec.data.page import TICKS, drawn
 from hydrec.errors import InputError
 from hydrec.explain import gim_page
+from hydrec.explain.groups import Groups, by_recency, by_size
 from hydrec.explain.means import means
-from hydrec.explain.run import FinishedRun
+from hydrec.explain.run import FinishedRun, evenly
 from hydrec.models.mian import MIAN
-from hydrec.runs import write_atomically
 
-QUANTILES = (0.2, 0.4, 0.6, 0.8)  # between groups of history lengths
 SAME = 1e-3  # logits that differ by more are of another net
-
-
-class Groups(NamedTuple):
-    """A division of the cases.
-
-    Attributes:
-        number: (N,) int64, 0 and up in the order of ``labels``; -1 for cases of none.
-        labels: what each group is called.
-    """
-
-    number: Int[Tensor, " N"]
-    labels: list[str]
 
 
 def explain(run: str, out: str, *, wandb: bool) -> None:
@@ -60,14 +43,16 @@ def explain(run: str, out: str, *, wandb: bool) -> None:
         InputError: the run is not of MIAN, or MIAN without GIM; or as `FinishedRun` has it.
     """
     opened = FinishedRun(run)
-    model = opened.cfg.names.model
     if opened.net_class is not MIAN:
-        raise InputError(f"run={run} is of {model}: gim explains MIAN and its variants (model=mian...) only")
+        raise InputError(
+            f"run={run} is of {opened.model}: gim explains MIAN and its variants (model=mian...) only"
+        )
     if opened.cfg.model.net.gim_combine == "none":
-        raise InputError(f"run={run} is of {model}, which has no GIM: each part weighs 1, nothing to show")
+        raise InputError(
+            f"run={run} is of {opened.model}, which has no GIM: each part weighs 1, nothing to show"
+        )
     if wandb:
         opened.wandb_id()  # refuses before the work, not after it
-    folder = Path(out) if out else opened.folder.path / "explain" / "gim"
 
     data, task = opened.load()
     names = named(task.net, data)
@@ -76,25 +61,17 @@ def explain(run: str, out: str, *, wandb: bool) -> None:
     cases = case_table(facts, weights["gim"], names["gim"], data)
     divisions = {
         "all": Groups(torch.zeros_like(facts["users"]), ["all"]),
-        "history": by_history(facts["history"]),
+        "history": by_size(facts["history"]),
         "recency": by_recency(facts["gap"]),
     }
     summary = summarised(weights, names, facts["users"], divisions)
-    title = f"{data.name}, {opened.cfg.names.protocol}, {model}, seed {opened.cfg.seed}"
-    shown = cases[gim_page.chosen(len(cases))]
+    shown = cases[evenly(len(cases), gim_page.COLUMNS)]
     pages = {
-        "gim": gim_page.heat_map(shown, names["gim"], summary, title, len(cases)),
-        "means": gim_page.means(summary, title),
+        "gim": gim_page.heat_map(shown, names["gim"], summary, opened.title, len(cases)),
+        "means": gim_page.means(summary, opened.title),
     }
-    for name, frame in {"gim": cases, "means": summary}.items():
-        write_atomically(folder / f"{name}.csv", frame.write_csv())
-        for form in ("svg", "png"):
-            write_atomically(folder / f"{name}.{form}", drawn(pages[name], form))
-    if wandb:
-        images = {f"explain/{name}": folder / f"{name}.png" for name in pages}
-        opened.mirror(images, {"explain/gim_table": shown, "explain/means_table": summary})
-    _print(summary, title)
-    say(f"tables and figures are in {folder}")
+    _print(summary, opened.title)
+    opened.leave("gim", out, {"gim": cases, "means": summary}, pages, wandb=wandb)
 
 
 def named(net: MIAN, data: LogData) -> dict[str, list[str]]:
@@ -212,35 +189,6 @@ def summarised(
                 pl.DataFrame(table).select(pl.lit(by).alias("by"), pl.lit(label).alias("group"), "*")
             )
     return pl.concat(tables).filter(pl.col("cases") > 0).fill_nan(None)
-
-
-def by_history(lengths: Int[Tensor, " N"]) -> Groups:
-    """Cases in up to five groups of about the same size, by behaviours in the history.
-
-    >>> by_history(torch.tensor([1, 2, 2, 3, 4, 4, 9, 30, 30, 30])).labels
-    ['1 to 2', '3', '4', '9 to 30']
-    """
-    sizes = lengths.numpy()
-    edges = np.unique(np.quantile(sizes, QUANTILES, method="inverted_cdf"))
-    _, number = np.unique(np.searchsorted(edges, sizes), return_inverse=True)
-    ends = [(sizes[number == group].min(), sizes[number == group].max()) for group in range(number.max() + 1)]
-    labels = [f"{low}" if low == high else f"{low} to {high}" for low, high in ends]
-    return Groups(torch.from_numpy(number), labels)
-
-
-def by_recency(gap: Int[Tensor, " N"]) -> Groups:
-    """Cases by the time since the last behaviour, in everyday units; those where it is below 0 are left out.
-
-    >>> by_recency(torch.tensor([0, 61, 7200, -1]))
-    Groups(number=tensor([ 0,  1,  2, -1]), labels=['0 s', '1 min to 1 h', '1 h to 1 d'])
-    """
-    units = [*TICKS]
-    spans = [f"{low} to {high}" for low, high in pairwise(units)]
-    labels = np.array(["0 s", *spans, f"from {units[-1]}"])
-    known = gap >= 0
-    span = torch.bucketize(gap[known], torch.tensor([*TICKS.values()]), right=True)
-    present, place = span.unique(return_inverse=True)
-    return Groups(torch.full_like(gap, -1).masked_scatter(known, place), labels[present].tolist())
 
 
 def _print(summary: pl.DataFrame, title: str) -> None:

@@ -24,15 +24,6 @@ EVEN: Any = {"color": "#999999", "linestyle": "--", "linewidth": 1, "zorder": 0}
 MARKERS = dict(zip(COLOURS, "os^vDPX", strict=True))
 
 
-def chosen(n: int) -> np.ndarray:
-    """Positions of the cases that are drawn: all, or ``COLUMNS`` of them evenly from the first to the last.
-
-    >>> len(chosen(7)), chosen(1000)[[0, 1, -1]].tolist()
-    (7, [0, 5, 999])
-    """
-    return np.linspace(0, n - 1, min(n, COLUMNS)).round().astype(int)
-
-
 def part_means(summary: pl.DataFrame) -> pl.DataFrame:
     """The rows of the parts over all cases."""
     return summary.filter(of="gim", by="all")

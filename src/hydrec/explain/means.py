@@ -22,7 +22,8 @@ class Means(NamedTuple):
 
     Attributes:
         mean: float64, NaN where there is no case.
-        low, high: float64, bounds of 95 % of the means of draws; NaN with fewer than two users.
+        low, high: float64, bounds of 95 % of the means of draws; NaN with fewer than two users, or where all
+            values are the same: how sure the mean is, draws of them cannot tell.
         cases, users: int64, how many the mean is of.
     """
 
@@ -46,7 +47,8 @@ def means(values: Float[Tensor, "N S"], users: Int[Tensor, " N"]) -> Means:
         torch.zeros(int(user.max()) + 1, values.shape[1], dtype=torch.float64).index_add_(0, user, x.double())
         for x in (values.where(counted, 0), counted)
     )  # (U, S)
-    several = (counts > 0).sum(0) > 1
+    highest, lowest = (values.where(counted, -torch.inf).amax(0), values.where(counted, torch.inf).amin(0))
+    several = ((counts > 0).sum(0) > 1) & (highest > lowest)
     drawn = torch.cat([(copies @ sums) / (copies @ counts) for copies in _draws(len(sums))])
     # a draw may have no case of a column; where that goes for all draws, there would be no quantile
     bounds = np.nanquantile(drawn.where(several, 0), (0.025, 0.975), axis=0)
