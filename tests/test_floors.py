@@ -16,7 +16,19 @@ FLOORS = [
     {"layers", "losses", "sampling", "metrics", "click_metrics", "optim"},
     {"data", "models", "cloze"},
     {"tasks"},
-    {"pipeline", "cli", "overrides", "loggers", "callbacks", "runs", "explain", "__main__"},
+    {"pipeline", "cli", "overrides", "loggers", "callbacks", "runs", "explain", "__main__"}
+    | {
+        "sweep",
+        "study",
+        "recommend",
+        "export",
+        "loaded",
+        "model_card",
+        "scorer",
+        "given",
+        "showings",
+        "commands",
+    },
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
@@ -38,10 +50,16 @@ OUTSIDE: dict[str, set[str] | None] = {
     "cli": {"hydra", "omegaconf"},
     "overrides": {"hydra", "omegaconf"},
     "__main__": {"hydra", "omegaconf", "rich"},
-} | dict.fromkeys(("pipeline", "loggers", "callbacks", "runs", "explain"))
+} | dict.fromkeys(
+    ("pipeline", "loggers", "callbacks", "runs", "explain", "sweep", "study", "recommend", "export")
+    + ("loaded", "model_card", "scorer", "given", "showings", "commands")
+)
 
 # a model reads batches and is made of layers: it knows neither data nor loss, and no other model
 BELOW_MODELS = {"batch", "layers", "errors"}
+# a study reads run folders, a sweep starts processes: what made the runs they do not know
+BELOW_STUDY = {"study", "metrics", "click_metrics", "errors", "runs"}
+BELOW_SWEEP = {"sweep", "errors", "overrides", "runs"}
 
 
 def imports(source: str, package: str) -> Iterator[str]:
@@ -71,6 +89,10 @@ def violations(module: str, source: str) -> list[str]:
                 continue
             if unit == "models":
                 allowed = other in BELOW_MODELS
+            elif unit in ("study", "sweep"):
+                allowed = (
+                    other in {"study": BELOW_STUDY, "sweep": BELOW_SWEEP}[unit] and "__main__" not in inner
+                )
             else:
                 same = other == unit or FLOOR.get(other) == FLOOR[unit] == len(FLOORS) - 1
                 allowed = (same or FLOOR.get(other, 9) < FLOOR[unit]) and "__main__" not in inner
