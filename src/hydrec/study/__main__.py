@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydrec import cli
-from hydrec.errors import InputError
+from hydrec.errors import InputError, one_of
 from hydrec.overrides import nearest
 
 HELP = """\
@@ -19,6 +19,8 @@ report takes, behind the folder (runs/NAME of a study, or any folder of run fold
   metrics=ndcg@10,hit@10    those to show, the first in figures too; else those of the study, or hit, mrr and
                             ndcg at 10; of clicks auc, gauc and logloss
   out=FOLDER                where the files go; else into report/ of the folder
+  wandb=offline             also into W&B, as a run in the group of the study; online: with a workspace too
+  project=NAME              of W&B; else hydrec
 
 report leaves report.html, which opens offline in any browser, runs.parquet (a row a run), verdicts.csv,
 tables (csv, md, tex) and figures (svg, png). Runs on other data, under another protocol or on other test rows
@@ -27,12 +29,14 @@ are refused: a line says which field differs.
 Exit status: 0 done, and for lint nothing found; 1 failed, or something found; 2 something you can mend; 130
 interrupted.
 """
-KEYS = ("baseline", "metrics", "out")
+KEYS = ("baseline", "metrics", "out", "wandb", "project")
 
 
 def report(folder: str, *options: str) -> int:
     """Writes the report of a folder of runs."""
+    from hydrec.study.dashboard import MODES, mirror
     from hydrec.study.report import write  # matplotlib and torch take seconds to import
+    from hydrec.study.results import finished, study
 
     given = dict.fromkeys(KEYS, "")
     for text in options:
@@ -42,13 +46,16 @@ def report(folder: str, *options: str) -> int:
         if not value:
             raise InputError(f"{text}: a value is missing; write {key}=VALUE")
         given[key] = value
-    page = write(
-        Path(folder),
-        baseline=given["baseline"],
-        metrics=[name for name in given["metrics"].split(",") if name],
-        out=Path(given["out"] or Path(folder) / "report"),
-    )
+    metrics = [name for name in given["metrics"].split(",") if name]
+    out = Path(given["out"] or Path(folder) / "report")
+    if given["wandb"]:
+        one_of("wandb", given["wandb"], MODES)
+    page = write(Path(folder), baseline=given["baseline"], metrics=metrics, out=out)
     print(f"the report is {page}")
+    if given["wandb"]:
+        asked = study(Path(folder), finished(Path(folder)), given["baseline"], metrics)
+        name, project = Path(folder).resolve().name, given["project"] or "hydrec"
+        print(f"in W&B: {mirror(out, study=asked, name=name, project=project, mode=given['wandb'])}")
     return 0
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hydrec.sweep import study
 from hydrec.sweep.ledger import ABSENT, FAILED, FINISHED
+from hydrec.sweep.progress import duration
 
 if TYPE_CHECKING:
     from hydrec.sweep.engine import Sweep
@@ -57,10 +58,11 @@ def estimate(sweep: "Sweep") -> bool:
         total, jobs = total + hours, jobs + trials + runs
         figures = (f"{step:.3f}", f"{epoch:.1f}", str(trials), str(runs), f"{hours:.2f}")
         table.add_row(cell.dataset, cell.protocol, cell.model, *figures)
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
     at_once = sweep.launcher.slots
     wall = total / at_once / sweep.launcher.threads
-    print(f"{jobs} jobs, {total:.1f} core-hours at most: {wall:.1f} hours with {at_once} at a time")
+    print(f"{jobs} jobs, {total:.2f} core-hours at most: {duration(wall * 3600)} with {at_once} at a time")
     return well
 
 

@@ -282,9 +282,10 @@ class Sweep:
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)
 
-    def report(self) -> bool:
-        """Writes the report of what there is; whether that went well."""
+    def report(self, wandb: str | None) -> bool:
+        """Has the report of what there is written, and mirrored if ``wandb``; whether that went well."""
         command = [sys.executable, "-m", "hydrec.study", "report", str(self.folder)]
+        command += [f"wandb={wandb}"] if wandb else []
         return subprocess.run(command, check=False).returncode == 0
 
 
@@ -313,7 +314,7 @@ def run(name: str, cfg: Mapping[str, Any], conf: Path) -> bool:
         if cfg["dry_run"]:
             return cost.estimate(sweep)
         well = sweep.run()
-        reported = sweep.report() if cfg["report"] else True
+        reported = sweep.report(cfg["wandb"]) if cfg["report"] else True
     finally:
         sweep.close()
     absent = [e["dataset"] for e in sweep.ledger.jobs.values() if e["state"] == ABSENT]
