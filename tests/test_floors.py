@@ -17,18 +17,8 @@ FLOORS = [
     {"data", "models", "cloze"},
     {"tasks"},
     {"pipeline", "cli", "overrides", "loggers", "callbacks", "runs", "explain", "__main__"}
-    | {
-        "sweep",
-        "study",
-        "recommend",
-        "export",
-        "loaded",
-        "model_card",
-        "scorer",
-        "given",
-        "showings",
-        "commands",
-    },
+    | {"sweep", "study"}
+    | {"recommend", "export", "commands", "given", "loaded", "showings", "scorer", "model_card"},
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
@@ -50,9 +40,22 @@ OUTSIDE: dict[str, set[str] | None] = {
     "cli": {"hydra", "omegaconf"},
     "overrides": {"hydra", "omegaconf"},
     "__main__": {"hydra", "omegaconf", "rich"},
+    **dict.fromkeys(("commands", "recommend", "export"), {"polars"}),
+    "model_card": {"omegaconf"},
 } | dict.fromkeys(
-    ("pipeline", "loggers", "callbacks", "runs", "explain", "sweep", "study", "recommend", "export")
-    + ("loaded", "model_card", "scorer", "given", "showings", "commands")
+    (
+        "pipeline",
+        "loggers",
+        "callbacks",
+        "runs",
+        "explain",
+        "sweep",
+        "study",
+        "given",
+        "loaded",
+        "showings",
+        "scorer",
+    )
 )
 
 # a model reads batches and is made of layers: it knows neither data nor loss, and no other model

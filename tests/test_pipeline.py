@@ -102,7 +102,7 @@ def test_a_run_leaves_what_the_documents_say(finished):
     run = only_run(finished)
     names = {p.name for p in run.iterdir()} - {".lock"}
     files = ("config.yaml", "metrics.json", "run.json", "history.csv", "test.parquet", "catalog.parquet")
-    assert names == {*files, "checkpoints", "wandb"}
+    assert names == {*files, "users.parquet", "README.md", "checkpoints", "wandb"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert run.name.startswith("simulated-sliding_window-hgnn-s0-")
     assert {p.name for p in finished.iterdir()} == {"runs", "cache"}, "Hydra must write nothing of its own"

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import resource
+import shlex
 import sys
 import time
 import warnings
@@ -21,6 +22,7 @@ import numpy as np
 import polars
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -31,12 +33,13 @@ from rich.table import Table
 
 from hydrec.callbacks import CheckpointFiles, History, Identity, Patience, checkpoints, say
 from hydrec.data.clicks import ClickProtocol
-from hydrec.data.feeds import SequenceFeed
+from hydrec.data.feeds import ClickFeed, SequenceFeed
 from hydrec.data.log import Feature
 from hydrec.data.module import LogData
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.loggers import Mirror
-from hydrec.runs import RunFolder, digest
+from hydrec.model_card import card
+from hydrec.runs import NOT_IN_DIGEST, RunFolder, digest
 from hydrec.tasks import Click, NextItem
 
 STAND_IN = "warning: no files were found, {} is simulated; set HYDREC_DATA to their folder"
@@ -149,6 +152,7 @@ class _Job:
                 folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
                 folder.write_json("run.json", about | {"status": "running"})
                 _write_catalog(folder, data)
+                _write_users(folder, data)
                 _write_candidates(folder, data)
             for mirror in mirrors:
                 mirror.log_hyperparams(self.config | {"run": about})
@@ -165,6 +169,7 @@ class _Job:
                 if self.cfg.test:
                     _write_test(folder, data, task)
                 folder.write_json("run.json", about)
+                folder.write("README.md", card(folder.path.name, self.config, about, metrics))
                 folder.write_json("metrics.json", metrics)
                 _show(metrics, about, data.protocol.metrics)
                 say(f"everything about this run is in {folder.path}")
@@ -287,6 +292,7 @@ class _Job:
         return {
             "names": self.names,
             "seed": self.cfg.seed,
+            "command": _command(),
             "dataset": self.data.describe(),
             "protocol": protocol,
             "protocol_digest": hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest(),
@@ -299,6 +305,14 @@ class _Job:
             "config_digest": self.digest,
             "source_digest": _source_digest(),
         }
+
+
+def _command() -> str | None:
+    """The command line, without what says where or how loudly; ``None`` where no command line composed."""
+    if not HydraConfig.initialized():
+        return None
+    given = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(NOT_IN_DIGEST)]
+    return shlex.join(["python", "train.py", *given])
 
 
 def _sha256(path: str) -> str:
@@ -357,6 +371,16 @@ def _write_catalog(folder: RunFolder, data: LogData) -> None:
         columns[name] = _words(feature)[1:]
     columns |= data.feed.counts()
     folder.write("catalog.parquet", _parquet(polars.DataFrame(columns)))
+
+
+def _write_users(folder: RunFolder, data: LogData) -> None:
+    """``users.parquet``: raw ids of the users, by number; for clicks also ``fields.parquet``, and codes."""
+    log = data.log
+    columns: dict[str, Any] = {"user": range(1, log.n_users + 1), "raw": log.user_ids[1:]}
+    if isinstance(data.feed, ClickFeed):
+        columns |= data.feed.user_codes()
+        folder.write("fields.parquet", _parquet(data.feed.codings()))
+    folder.write("users.parquet", _parquet(polars.DataFrame(columns)))
 
 
 def _write_candidates(folder: RunFolder, data: LogData) -> None:

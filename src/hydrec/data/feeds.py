@@ -412,11 +412,35 @@ class ClickFeed:
         )
 
     def counts(self) -> dict[str, np.ndarray]:
-        """(V,) what training has of each item, by name."""
-        return {
+        """(V,) what training has of each item, by name, and where items have fields (V, W) their codes."""
+        counts = {
             "train_clicked": self.catalog.clicked[1:].numpy(),
             "train_shown": self.catalog.shown[1:].numpy(),
         }
+        return counts | _coded(self.catalog.item_codes[1:].numpy(), self.catalog.item_weights[1:].numpy())
+
+    def user_codes(self) -> dict[str, np.ndarray]:
+        """(U, W) codes and weights of the fields that are the user's own, in the order of `codings`."""
+        own = [each for each in self._ahead if each.by == "user"]
+        return _coded(*stacked(own, {"user": np.arange(1, self.log.n_users + 1)}))
+
+    def codings(self) -> pl.DataFrame:
+        """What turns values into codes, a row for each field, in the order of their columns."""
+        rows = []
+        for each in self.fields:
+            coding = {
+                name: value.tolist() if isinstance(value, np.ndarray) else value
+                for name, value in vars(each.coding).items()
+            }
+            rows.append({**each.field._asdict(), "by": each.by, **coding})
+        kinds: dict[str, Any] = dict.fromkeys(("name", "group", "by", "form"), pl.String)
+        kinds |= dict.fromkeys(("size", "width", "first"), pl.Int64)
+        kinds |= {"words": pl.List(pl.String), "seen": pl.List(pl.Boolean), "bounds": pl.List(pl.Float64)}
+        return pl.DataFrame(rows, schema=kinds | dict.fromkeys(("mean", "spread"), pl.Float64))
+
+
+def _coded(codes: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    return {"codes": codes, "weights": weights} if codes.shape[1] else {}
 
 
 def distinct(ids: np.ndarray) -> int:

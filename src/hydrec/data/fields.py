@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+import polars as pl
 
 from hydrec.batch import Field
 from hydrec.data.features import DERIVED
@@ -49,12 +50,71 @@ class Encoded:
         by: whose codes these are: ``row``, ``user`` or ``item``.
         codes: (owners, width) of the least type that holds them.
         weights: (owners, width) float32, or None where all are 1.
+        coding: what made them, for owners that the log does not know.
     """
 
     field: Field
     by: str
     codes: np.ndarray
     weights: np.ndarray | None
+    coding: "Coding"
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How training turned the values of a field into codes and weights; a run folder keeps it.
+
+    Attributes:
+        form: ``category``, ``bucket`` or ``number``.
+        first: how many characters of a value count; None for all.
+        words: of a category, the values of the codes from 2 on.
+        bounds: of buckets, float64, ascending.
+        mean, spread: of numbers.
+        seen: (size,) bool, codes that training has; the others are unknown.
+    """
+
+    form: str
+    first: int | None
+    words: np.ndarray
+    bounds: np.ndarray
+    mean: float
+    spread: float
+    seen: np.ndarray
+
+    def __call__(self, field: Field, values: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (n, width) and weights (n, width) of values, or of lists of them; null is unknown.
+
+        Raises:
+            InputError: a value is no number where it must be one, or there are more than ``width`` in a list.
+        """
+        feature = Feature.of(values)
+        if self.first is not None:
+            feature = _cut(feature, self.first)
+        if self.form in FORMS:
+            numbers = _numbers(feature, f"the column {field.name}", "the rows")
+            codes, weights = (
+                _bucketed(numbers, self.bounds)
+                if self.form == "bucket"
+                else _scaled(numbers, self.mean, self.spread)
+            )
+        else:
+            place = pl.Series(feature.vocabulary.astype(object), dtype=pl.String).replace_strict(
+                pl.Series(self.words.astype(object), dtype=pl.String),
+                np.arange(FIRST, len(self.words) + FIRST, dtype=np.int32),
+                default=UNKNOWN,
+                return_dtype=pl.Int32,
+            )
+            codes = np.concatenate([[PAD, UNKNOWN], place.to_numpy()]).astype(np.int32)[feature.codes]
+            codes, weights = _padded(replace(feature, codes=codes))
+        lacking = field.width - codes.shape[1]
+        if lacking < 0:
+            raise InputError(
+                f"the column {field.name} has {codes.shape[1]} values in a row; training knew {field.width}"
+            )
+        if weights is None:
+            weights = np.ones(codes.shape, np.float32)
+        codes, weights = (np.pad(each, ((0, 0), (0, lacking))) for each in (codes, weights))
+        return _known(codes, self.seen).astype(np.int64), weights
 
 
 class Declared(TypedDict, total=False):
@@ -148,10 +208,16 @@ def _encode(
     met[owners] = True
     if isinstance(form, int):
         feature = _cut(feature, form)
+    bounds, mean, spread = np.empty(0), 0.0, 1.0
     if form in FORMS:
         numbers = _numbers(feature, f"dataset.fields.form.{name}={form}", log.name)
         known = numbers[met][np.isfinite(numbers[met])]
-        codes, weights = (_buckets if form == "bucket" else _scaled)(numbers, known)
+        if len(known):
+            bounds = np.unique(np.quantile(known, np.arange(1, BUCKETS) / BUCKETS))
+            mean, spread = float(known.mean()), float(known.std()) or 1.0
+        codes, weights = (
+            _bucketed(numbers, bounds) if form == "bucket" else _scaled(numbers, mean, spread)
+        )
     else:
         codes, weights = _padded(feature)
         if len(feature.vocabulary) > BUCKETS and _fractions(feature.vocabulary):
@@ -162,12 +228,21 @@ def _encode(
     size = max(int(codes.max()) + 1, FIRST)
     seen = np.zeros(size, bool)
     seen[codes[met]] = True
-    codes = np.where(seen[codes] | (codes == PAD), codes, UNKNOWN).astype(np.min_scalar_type(size))
+    codes = _known(codes, seen).astype(np.min_scalar_type(size))
     if by != "row":
         codes[PAD] = PAD  # nobody's
     if weights is not None and by != "row":
         weights[PAD] = 0
-    return Encoded(Field(name, group, size, codes.shape[1]), by, codes, weights)
+    coding = Coding(
+        form=form if form in FORMS else "category",
+        first=form if isinstance(form, int) else None,
+        words=feature.vocabulary[:0] if form in FORMS else feature.vocabulary,
+        bounds=bounds,
+        mean=mean,
+        spread=spread,
+        seen=seen,
+    )
+    return Encoded(Field(name, group, size, codes.shape[1]), by, codes, weights, coding)
 
 
 def _find(log: InteractionLog, name: str, group: str) -> tuple[str, Feature]:
@@ -234,16 +309,19 @@ def _numbers(feature: Feature, key: str, name: str) -> np.ndarray:
     return np.concatenate([[np.nan, np.nan], values])[feature.codes]
 
 
-def _buckets(numbers: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, None]:
-    """Codes of at most 20 buckets, each with about as many of the known numbers."""
-    bounds = np.unique(np.quantile(known, np.arange(1, BUCKETS) / BUCKETS)) if len(known) else np.empty(0)
+def _known(codes: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The codes, those that training lacks as unknown."""
+    return np.where(seen[codes] | (codes == PAD), codes, UNKNOWN)
+
+
+def _bucketed(numbers: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, None]:
+    """Codes of the buckets between some bounds."""
     place = np.searchsorted(bounds, numbers, "right") + FIRST
     return np.where(np.isfinite(numbers), place, UNKNOWN)[:, None], None
 
 
-def _scaled(numbers: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One code for all, and numbers standardised by the known ones as its weight; unknown weighs 1."""
-    mean, spread = (known.mean(), known.std()) if len(known) else (0.0, 0.0)
+def _scaled(numbers: np.ndarray, mean: float, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """One code for all, and standardised numbers as its weight; unknown weighs 1."""
     finite = np.isfinite(numbers)
-    weights = np.where(finite, (numbers - mean) / (spread or 1.0), 1.0)
+    weights = np.where(finite, (numbers - mean) / spread, 1.0)
     return np.where(finite, FIRST, UNKNOWN)[:, None], weights.astype(np.float32)[:, None]

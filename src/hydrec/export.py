@@ -1,0 +1,35 @@
+"""``python -m hydrec.export run=FOLDER out=FOLDER``: a trained model as a file that needs no hydrec."""
+
+import sys
+
+from hydrec import commands
+
+HELP = """\
+Writes the model of a run as one file that needs no hydrec: from histories to the scores of all items.
+
+  python -m hydrec.export run=FOLDER out=FOLDER                  scorer.pt2, for torch.export.load
+  python -m hydrec.export run=FOLDER out=FOLDER format=onnx      scorer.onnx, for onnxruntime
+
+  run=FOLDER         a finished run of a model that ranks items, such as runs/single/NAME
+  out=FOLDER         where the scorer goes, with scorer.json, what it takes, and items.csv, the items of its
+                     columns
+  histories=FILE     what the scorer is tried on, as for python -m hydrec.recommend; else the test part of the
+                     run, whose data are found as in train.py
+  rows=256           histories tried, at most
+
+Nothing is written unless the scores are those of the original to 1e-5 of the largest. A model that cannot be
+exported says why. Exit status: 0 done, 1 failed, 2 something you can mend, 130 interrupted.
+"""
+
+
+def export(
+    *, run: str, out: str, format: str = "torch", histories: str | None = None, rows: int = 256
+) -> None:
+    """Writes the scorer of a run."""
+    from hydrec import scorer  # torch takes seconds to import
+
+    scorer.export(run, out, format, histories, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.answer(sys.argv[1:], {"": export}, HELP))
