@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hydrec.errors import InputError
 from hydrec.losses import BCE, BPR, GBCE, BPRMax, Softmax
@@ -225,3 +227,57 @@ def test_a_calibration_is_from_0_to_1(catalog, t):
 def test_a_weight_is_not_negative(reg):
     with pytest.raises(InputError, match=r"loss\.objective\.reg="):
         BPRMax(reg=reg)
+
+
+def products(rows, items, dim, *, bias, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    vectors, table = (torch.randn(n, dim, generator=generator, dtype=dtype) for n in (rows, items))
+    shift = torch.randn(items, generator=generator, dtype=dtype) if bias else None
+    leaves = [x.requires_grad_() for x in (vectors, table, shift) if x is not None]
+    return vectors, table, shift, torch.randint(items, (rows,), generator=generator), leaves
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows, items", [(7, 5), (300, 40), (130, 301)])
+@pytest.mark.parametrize("limit", [1, 64, 1000, 10**6])  # blocks of rows and items, of rows, one block
+def test_a_softmax_of_products_is_that_of_their_scores(rows, items, limit, bias):
+    vectors, table, shift, target, leaves = products(rows, items, 6, bias=bias)
+    scores = vectors @ table.T + (0 if shift is None else shift)
+    want = F.cross_entropy(scores, target)
+    by = torch.autograd.grad(3 * want, leaves)
+    found = Softmax().of_products(vectors, table, shift, target, limit=limit)
+    assert torch.allclose(found, want, rtol=1e-13)
+    for mine, theirs in zip(torch.autograd.grad(3 * found, leaves), by, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("limit", [1, 10**6])
+def test_a_softmax_of_large_products_is_finite(limit):
+    vectors, table, shift, target, leaves = products(70, 50, 4, bias=True, dtype=torch.float32)
+    loss = Softmax().of_products(1e3 * vectors, 1e3 * table, shift, target, limit=limit)
+    assert loss.isfinite() and loss > 1e5
+    assert all(x.isfinite().all() for x in torch.autograd.grad(loss, leaves))
+
+
+def test_a_softmax_of_products_holds_no_more_scores_than_it_may():
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for each in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(each, torch.Tensor):
+                    self.numel = max(self.numel, each.untyped_storage().nbytes() // each.element_size())
+            return out
+
+    for items, limit in ((400, 400 * 70), (3000, 20_000)):
+        vectors, table, shift, target, _ = products(1000, items, 4, bias=True)
+        with Largest() as largest:
+            Softmax().of_products(vectors, table, shift, target, limit=limit).backward()
+        assert largest.numel <= limit
+
+
+def test_a_softmax_of_one_product_is_an_error():
+    vectors, table, _, _, _ = products(3, 1, 2, bias=False)
+    with pytest.raises(InputError, match="no negative"):
+        Softmax().of_products(vectors, table, None, torch.zeros(3, dtype=torch.long), limit=10)

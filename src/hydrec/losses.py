@@ -5,10 +5,13 @@ Every loss is a mean over rows, each row by itself, so that it can be computed s
 Letters: M rows, C candidates, k negatives of a row, V items; s_i score of the positive, s_j of a negative.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hydrec.batch import Catalog
 from hydrec.errors import InputError, one_of
@@ -147,6 +150,94 @@ class Softmax(nn.Module):
         """Mean over the rows; arguments and error as of `BPR.forward`."""
         _negatives(scores)
         return F.cross_entropy(scores, target)
+
+    def of_products(
+        self,
+        vectors: Float[Tensor, "M D"],
+        table: Float[Tensor, "C D"],
+        bias: Float[Tensor, " C"] | None,
+        target: Int[Tensor, " M"],
+        *,
+        limit: int,
+    ) -> Float[Tensor, ""]:
+        """The same of the scores ``vectors @ table.T + bias``, which are never there all at once.
+
+        The gradients are computed together with the loss, block by block: three matrix products where every
+        row of scores fits into ``limit`` some dozens of times, four otherwise.
+
+        Args:
+            vectors: of the rows.
+            table: of the candidates, shared by all rows.
+            bias: of the candidates.
+            target: column of each row's positive.
+            limit: scores held at once, about.
+        """
+        _negatives(table[None, :, 0])
+        return _ProductSoftmax.apply(vectors, table, bias, target, limit)
+
+
+class _ProductSoftmax(torch.autograd.Function):
+    """Loss and gradients of `Softmax.of_products`, in one sweep over blocks of scores."""
+
+    ROWS = 64  # of a block of whole rows, at least: smaller matrix products are slow
+
+    @staticmethod
+    def forward(
+        ctx: Any, vectors: Tensor, table: Tensor, bias: Tensor | None, target: Tensor, limit: int
+    ) -> Tensor:
+        rows, items = len(vectors), len(table)
+        block = max(limit // items, 1)
+        whole = block >= min(_ProductSoftmax.ROWS, rows)
+        by_vectors, by_table = torch.empty_like(vectors), torch.zeros_like(table)
+        by_bias = None if bias is None else torch.zeros_like(bias)
+        total = vectors.new_zeros(
+            (), dtype=torch.float64 if vectors.dtype == torch.float64 else torch.float32
+        )
+        step = block if whole else 4 * _ProductSoftmax.ROWS
+        for first in range(0, rows, step):
+            part = slice(first, first + step)
+            x, column = vectors[part], target[part, None]
+            width = items if whole else max(limit // len(x), 1)
+            blocks = [slice(start, start + width) for start in range(0, items, width)]
+            normaliser = None
+            if not whole:  # a first sweep, for the sum over all items
+                sums = [_scores(x, table, bias, b, total.dtype).logsumexp(1, keepdim=True) for b in blocks]
+                normaliser = torch.cat(sums, 1).logsumexp(1, keepdim=True)
+                total += normaliser.sum()
+            by_x = torch.zeros_like(x)
+            for b in blocks:
+                scores = _scores(x, table, bias, b, total.dtype)
+                here = (column >= b.start) & (column < b.stop)
+                total -= scores.gather(1, (column - b.start).where(here, 0)).where(here, 0).sum()
+                if normaliser is None:
+                    top = scores.amax(1, keepdim=True)
+                    shares = torch.softmax(scores, 1, out=scores)
+                    total += (top - shares.amax(1, keepdim=True).log()).sum()
+                else:
+                    shares = scores.sub_(normaliser).exp_()
+                shares.scatter_add_(1, (column - b.start).where(here, 0), -here.to(shares.dtype))
+                shares = shares.to(x.dtype)
+                by_x += shares @ table[b]
+                by_table[b] += shares.T @ x
+                if by_bias is not None:
+                    by_bias[b] += shares.sum(0)
+            by_vectors[part] = by_x
+        ctx.save_for_backward(by_vectors.div_(rows), by_table.div_(rows))
+        ctx.by_bias = None if by_bias is None else by_bias.div_(rows)
+        return total / rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        by_vectors, by_table = ctx.saved_tensors
+        outer = gradients[0]
+        by_bias = None if ctx.by_bias is None else outer * ctx.by_bias
+        return outer * by_vectors, outer * by_table, by_bias, None, None
+
+
+def _scores(x: Tensor, table: Tensor, bias: Tensor | None, block: slice, dtype: torch.dtype) -> Tensor:
+    scores = (x @ table[block].T).to(dtype)
+    return scores if bias is None else scores.add_(bias[block])
 
 
 def _negatives(scores: Tensor) -> int:

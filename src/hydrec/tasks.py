@@ -17,13 +17,14 @@ from hydrec.batch import PAD, Catalog, ClickBatch, ClickCatalog, EvalCandidates,
 from hydrec.click_metrics import ClickMetrics
 from hydrec.cloze import Cloze
 from hydrec.errors import InputError, at_least, one_of
+from hydrec.losses import Softmax
 from hydrec.metrics import NonFiniteScores, RankMetrics, Ranks, rank
 from hydrec.models.itemknn import ItemKNN
 from hydrec.models.markov import Markov
 from hydrec.models.popularity import Popularity, RecentPopularity
 from hydrec.models.rate import Rate
 from hydrec.optim import Lazy
-from hydrec.sampling import Drawn, hash64
+from hydrec.sampling import AllItems, Drawn, hash64
 
 LARGE = 2 * 10**7  # training rows: to count the pairs of more takes GiB and most of a minute
 
@@ -161,6 +162,10 @@ class NextItem(pl.LightningModule):
 
     def _objective(self, state: Any, drawn: Drawn) -> Tensor:
         """Mean loss of M positions, never more than ``chunk`` of their scores at once."""
+        everything = isinstance(self.objective, Softmax) and isinstance(self.candidates, AllItems)
+        if everything and hasattr(self.net, "products"):
+            vectors, table, bias = self.net.products(state, drawn.items)
+            return self.objective.of_products(vectors, table, bias, drawn.target, limit=self.chunk)
         positions = len(drawn.target)
         some = max(1, self.chunk // drawn.items.shape[-1])
         if positions <= some:

@@ -132,6 +132,15 @@ def test_shared_and_own_candidates_score_the_same(model, build, random_batch):
     assert_close(shared, scores(net, random_batch())[:, items - 1])
 
 
+def test_products_are_what_scores_are_made_of(model, build, random_batch):
+    net, batch, items = build(model), random_batch(), torch.tensor([3, 1, 25, 3])
+    if not hasattr(net, "products"):
+        pytest.skip("its scores are no inner products")
+    state, _ = net.encode(batch)
+    vectors, table, bias = net.products(select(state, batch.targets != PAD), items)
+    assert_close(vectors @ table.T + (0 if bias is None else bias), scores(net, batch, items))
+
+
 def test_rows_do_not_know_their_place_nor_each_other(model, build, random_batch):
     net, batch = build(model), random_batch()
     order = torch.tensor([4, 0, 5, 2, 1, 3])

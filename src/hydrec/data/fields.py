@@ -215,9 +215,7 @@ def _encode(
         if len(known):
             bounds = np.unique(np.quantile(known, np.arange(1, BUCKETS) / BUCKETS))
             mean, spread = float(known.mean()), float(known.std()) or 1.0
-        codes, weights = (
-            _bucketed(numbers, bounds) if form == "bucket" else _scaled(numbers, mean, spread)
-        )
+        codes, weights = _bucketed(numbers, bounds) if form == "bucket" else _scaled(numbers, mean, spread)
     else:
         codes, weights = _padded(feature)
         if len(feature.vocabulary) > BUCKETS and _fractions(feature.vocabulary):

@@ -245,6 +245,10 @@ class BinnedSASRec(nn.Module):
         """Scores of candidates for M selected rows, fields (M, D), of the state."""
         return scoring.dot(state.vectors[:, None], self.candidate(items))[:, 0]
 
+    def products(self, state: Hidden, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, None]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vectors, self.candidate(items), None
+
 
 def _biased(bias: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
     return attention.softmax(logits + bias, seen)

@@ -143,3 +143,7 @@ class DIFSR(nn.Module):
     def score(self, state: Hidden, items: Int[Tensor, "*M C"]) -> Float[Tensor, "M C"]:
         """Scores of candidates for M selected rows, fields (M, D), of the state."""
         return scoring.dot(state.vectors[:, None], self.item(items))[:, 0]
+
+    def products(self, state: Hidden, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, None]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vectors, self.item(items), None

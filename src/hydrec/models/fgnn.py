@@ -145,6 +145,10 @@ class FGNN(nn.Module):
         """Scores of candidates for M selected rows, fields (M, D), of the state."""
         return scoring.dot(state.vector[:, None], self.item(items))[:, 0]
 
+    def products(self, state: Interest, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, None]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vector, self.item(items), None
+
 
 def _mean(heads: Tensor) -> Tensor:
     return heads.mean(1)

@@ -79,6 +79,10 @@ class GRU4Rec(nn.Module):
         """Scores of candidates for M selected rows, fields (M, 1, D), of the state."""
         return scoring.dot(state.vectors, self.output(items))[:, 0] + self.bias[items]
 
+    def products(self, state: Hidden, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vectors[:, 0], self.output(items), self.bias[items]
+
 
 def _table(n_items: int, dim: int) -> nn.Embedding:
     table = nn.Embedding(n_items + 1, dim, padding_idx=PAD)

@@ -179,6 +179,10 @@ class HSTU(nn.Module):
         """Scores of candidates for M selected rows, fields (M, D), of the state."""
         return scoring.dot(state.vectors[:, None], _unit_length(self.item(items)))[:, 0]
 
+    def products(self, state: Hidden, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, None]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vectors, _unit_length(self.item(items)), None
+
 
 def _norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS)

@@ -215,6 +215,10 @@ class IASASRec(nn.Module):
         """Scores of candidates for M selected rows, fields (M, D), of the state."""
         return scoring.dot(state.vectors[:, None], self.candidate(items))[:, 0]
 
+    def products(self, state: Hidden, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, None]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vectors, self.candidate(items), None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Lambda apart, with its own learning rate and without weight decay."""
         lambdas = list(self.strengths.parameters())

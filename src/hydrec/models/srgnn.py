@@ -72,3 +72,7 @@ class SRGNN(nn.Module):
     def score(self, state: Interest, items: Int[Tensor, "*M C"]) -> Float[Tensor, "M C"]:
         """Scores of candidates for M selected rows, fields (M, D), of the state (eq. 8)."""
         return scoring.dot(state.vector[:, None], self.item(items))[:, 0]
+
+    def products(self, state: Interest, items: Int[Tensor, " C"]) -> tuple[Tensor, Tensor, None]:
+        """What `score` multiplies: vectors (M, D), of items (C, D), and what it adds (C,)."""
+        return state.vector, self.item(items), None
