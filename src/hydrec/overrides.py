@@ -26,7 +26,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from hydrec.errors import InputError
 
 
-
 def check(argv: Sequence[str], conf: Path, root: str = "train") -> None:
     """Refuses a command line that Hydra, a constructor or nobody would understand.
 
