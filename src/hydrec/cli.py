@@ -163,7 +163,7 @@ def job(cfg: DictConfig) -> None:
         raise
 
 
-def _search(cfg: DictConfig, overrides: list[str], choices: DictConfig) -> None:
+def _search(cfg: DictConfig, overrides: list[str], choices: dict[str, Any]) -> None:
     """One job of ``train.py hparams_search=...``: the search, which all seeds share, then the run."""
     from hydrec.sweep import engine  # Optuna takes a while to import
 
@@ -171,7 +171,7 @@ def _search(cfg: DictConfig, overrides: list[str], choices: DictConfig) -> None:
     GlobalHydra.instance().clear()  # the command lines of the search are composed in their turn
     try:
         settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        command = engine.tuned(overrides, dict(choices), settings, conf)
+        command = engine.tuned(overrides, choices, settings, conf)
     except Exception as error:
         raise SystemExit(report(error, cfg)) from None
     status = _in_child(command[1:]) if command else 1  # shows the results

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from hydrec import cli
-from hydrec.errors import InputError, one_of
+from hydrec.errors import InputError, at_least, one_of
 from hydrec.overrides import nearest
 
 Commands = Mapping[str, Callable[..., None]]
@@ -28,11 +28,8 @@ def answer(argv: Sequence[str], commands: Commands, page: str) -> int:
             return 0
         name = argv[0] if argv and "=" not in argv[0] else ""
         if name not in commands:
-            raise InputError(
-                f"{name} is no command: there is {', '.join(filter(None, commands))} (--help says more)"
-                if any(commands)
-                else f"{name} is no key=value (--help says more)"
-            )
+            there = f"command: there is {', '.join(filter(None, commands))}" if any(commands) else "key=value"
+            raise InputError(f"{name or 'nothing'} is no {there} (--help says more)")
         given = arguments(argv[bool(name) :], commands[name])
         cli.tune()
         commands[name](**given)
@@ -68,8 +65,5 @@ def _typed(key: str, value: str, annotation: Any) -> Any:
     if bool in kinds:
         return one_of(key, value, ("true", "false")) == "true"
     if int in kinds:
-        try:
-            return int(value)
-        except ValueError as error:
-            raise InputError(f"{key}={value}: must be a whole number") from error
+        return at_least(key, int(value) if value.isdecimal() else value, 1)
     return value

@@ -90,8 +90,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
             )
         if about is not None and about.get("config_digest") != job.digest and cfg.paths.name is not None:
             raise InputError(
-                f"{job.folder.path} was run with other settings; choose another paths.name, or rerun=true sets"
-                " it aside and starts anew"
+                f"{job.folder.path} was run with other settings; choose another paths.name, or rerun=true"
+                " sets it aside and starts anew"
             )
         edited = about is not None and about["source_digest"] != _source_digest()
         if done is None or about is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from hydrec import commands
 from hydrec.explain import __main__ as command
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -45,7 +46,7 @@ def answer(capsys):
     """Answers a command line: status, output, errors."""
 
     def answer(*argv):
-        status = command.main([str(each) for each in argv])
+        status = commands.answer([str(each) for each in argv], command.COMMANDS, command.HELP)
         return status, *capsys.readouterr()
 
     return answer

@@ -318,7 +318,7 @@ def test_a_folder_that_is_no_finished_run_is_one_line(changed, refused, tmp_path
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "nothing is no command: there is python -m hydrec.explain gim"),
+        ("", "nothing is no command: there is gim"),
         ("gym run=x", "gym is no command"),
         ("gim", "run=... is needed"),
         ("gim run=", "run=: a value is missing; write run=VALUE"),

@@ -54,6 +54,7 @@ SETTINGS = {
     "protocols": ["leave_one_out"],
     "models": ["sasrec", "gru4rec", "fpmc"],
     "variants": {},
+    "curves": [],
     "references": ["popularity"],
     "baseline": "sasrec",
     "seeds": [0, 1],

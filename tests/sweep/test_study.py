@@ -131,6 +131,32 @@ def test_variants_and_rules():
     assert planned["sasrec"].epochs == 8
 
 
+def test_a_curve_takes_what_the_search_found_but_for_its_own_key(tmp_path):
+    own = settings(
+        "smoke",
+        "study.models=[sasrec]",
+        "study.references=[]",
+        "study.curves=[{model:sasrec,key:model.net.dim,values:[8,16]}]",
+    )
+    cells, ledger = study.plan(own, CONF), Ledger(tmp_path)
+    for _ in range(4):
+        finish(
+            ledger, [job for job in study.jobs(cells, own, ledger) if ledger.state(job.name) != "finished"]
+        )
+    jobs = list(study.jobs(cells, own, ledger))
+    found = ledger.jobs[next(name for name in ledger.jobs if "-t1-" in name)]["params"]
+    curve = [job for job in jobs if job.kind == "curve"]
+    assert [(job.model, job.params, job.seed) for job in curve] == [
+        ("sasrec", {"model.net.dim": dim}, seed) for seed in (0, 1) for dim in (8, 16)
+    ]
+    for job in curve:
+        given = dict(text.split("=", 1) for text in job.overrides)
+        assert float(given.pop("model.net.dim")) == job.params["model.net.dim"]
+        assert all(given[key].strip('"') == str(found[key]) for key in found if key != "model.net.dim")
+    assert len({job.folder for job in jobs if job.folder}) == len([job for job in jobs if job.folder])
+    assert study.count(cells, own, ledger) == len(jobs)
+
+
 def test_a_model_with_a_loss_of_its_own_keeps_it():
     own = settings("smoke", "study.references=[retagnn]", "study.search=null")
     own["models"] = ["click_constant"]
@@ -163,6 +189,8 @@ def test_the_last_override_of_a_key_counts():
         (["study.where=[{datset:x,set:[]}]"], "study.where=datset is none of dataset, protocol, model, set"),
         (["study.where=[{dataset:simulatet,set:[]}]"], "study.where.dataset=simulatet"),
         (["study.where=[{dataset:simulated}]"], "needs set="),
+        (["study.curves=[{model:sasrec,key:model.net.dim}]"], "needs model=NAME, key=KEY and values"),
+        (["study.curves=[{model:hgnn,key:model.net.dim,values:[1]}]"], "study.curves.model=hgnn is none of"),
         (["+study.variants.x=['model.net.dim=3']"], "study.variants.x: needs one model=NAME"),
         (["study.overrides=['trainer.max_epoch=3']"], "did you mean trainer.max_epochs"),
     ],

@@ -3,14 +3,10 @@
 A command is a function of ``COMMANDS``; its arguments are the keys that it takes.
 """
 
-import inspect
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from hydrec import cli
-from hydrec.errors import InputError, at_least, one_of
-from hydrec.overrides import nearest
+from hydrec.commands import answer
 
 HELP = """\
 Explains a trained model from the folder of its run: tables (csv) and figures (svg, png).
@@ -102,62 +98,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Answers one command line.
-
-    Args:
-        argv: the arguments after ``python -m hydrec.explain``.
-
-    Returns:
-        The exit status, as `hydrec.cli` has it.
-    """
-    try:
-        if {"--help", "-h"} & set(argv):
-            print(HELP, end="")
-            return 0
-        name = argv[0] if argv else "nothing"
-        if name not in COMMANDS:
-            raise InputError(
-                f"{name} is no command: there is python -m hydrec.explain {', '.join(COMMANDS)} (--help says"
-                " more)"
-            )
-        given = _given(argv[1:], COMMANDS[name])
-        cli.tune()
-        COMMANDS[name](**given)
-    except KeyboardInterrupt:
-        return cli.INTERRUPTED
-    except Exception as error:
-        return cli.report(error)
-    return 0
-
-
-def _given(texts: Sequence[str], command: Callable[..., None]) -> dict[str, Any]:
-    """The arguments of a command, from key=value.
-
-    Raises:
-        InputError: a key is unknown or needed, or its value is missing.
-    """
-    known, given = inspect.signature(command).parameters, {}
-    for text in texts:
-        key, _, value = text.partition("=")
-        if key not in known:
-            raise InputError(f"{text}: did you mean {nearest(key, known)}=...? (--help says more)")
-        if not value:
-            raise InputError(f"{text}: a value is missing; write {key}=VALUE")
-        given[key] = _typed(key, value, type(known[key].default))
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in given:
-            raise InputError(f"{key}=... is needed (--help says more)")
-    return given
-
-
-def _typed(key: str, value: str, kind: type) -> Any:
-    if kind is bool:
-        return one_of(key, value, ("true", "false")) == "true"
-    if kind is int:
-        return at_least(key, int(value) if value.isdecimal() else value, 1)
-    return value
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answer(sys.argv[1:], COMMANDS, HELP))

@@ -148,7 +148,7 @@ def lambda_difference(settings: Sequence[Setting], verdicts: pl.DataFrame, alpha
         axes.plot([], [], color=colour, label=model)
     for title, marker in markers.items():
         axes.plot([], [], color="#444444", linestyle="", marker=marker, markersize=5, label=title)
-    _legend(page)
+    legend(page)
     return page
 
 
@@ -178,9 +178,9 @@ def cost(setting: Setting) -> Figure | None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(name, fontsize=9)
-        _plain(axes)
+        plain(axes)
     time.set_ylabel(named(setting.metrics[0]), fontsize=9)
-    _legend(page)
+    legend(page)
     _title(page, setting.title)
     return page
 
@@ -233,7 +233,7 @@ def _lines(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
-    _legend(page)
+    legend(page)
     _title(page, setting.title)
     return page
 
@@ -241,11 +241,12 @@ def _lines(
 def _page(height: float) -> tuple[Figure, Axes]:
     page = Figure(figsize=(8, height), layout=ConstrainedLayoutEngine())
     axes = page.subplots()
-    _plain(axes)
+    plain(axes)
     return page, axes
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Sets axes without a box."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
@@ -254,5 +255,6 @@ def _title(page: Figure, text: str) -> None:
     page.suptitle(text, fontsize=10, x=0.01, ha="left")
 
 
-def _legend(page: Figure) -> None:
+def legend(page: Figure) -> None:
+    """Sets the legend below the panels."""
     page.legend(loc="outside lower left", ncols=4, fontsize=8, frameon=False)

@@ -13,7 +13,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from hydrec.runs import write_atomically
-from hydrec.study import figures, tables
+from hydrec.study import figures, sensitivity, tables
 from hydrec.study.results import Ledger, Run, Setting, Study, finished, frame, ledger, settings, study
 from hydrec.study.tables import Cell, Table
 from hydrec.study.verdicts import judged
@@ -73,6 +73,11 @@ def write(folder: Path, *, baseline: str, metrics: Sequence[str], out: Path) -> 
     ablations, _ = judged(places, own, asked)
 
     made, drawings = _tables(places, asked, verdicts, alone, ablations), _figures(places, asked, verdicts)
+    shown = places[0].metrics
+    found = sensitivity.points(folder, jobs, shown)
+    made += [sensitivity.table(name, curve, shown) for name, curve in sensitivity.curves(found, shown)]
+    page = sensitivity.figure(found, shown[0])
+    drawings |= {} if page is None else {"values": ("One key at a time", page)}
     files = {
         name: {form: figures.drawn(page, form) for form in ("svg", "png")}
         for name, (_, page) in drawings.items()
@@ -86,6 +91,7 @@ def write(folder: Path, *, baseline: str, metrics: Sequence[str], out: Path) -> 
         Section("Comparison", [*_reading(asked, verdicts), *_of(made, "comparison", "changes", "leads")]),
         Section("Published and found", _of(made, "claims")),
         Section("Ablations", _of(made, "ablation")),
+        Section("What settings are worth", [*_drawn(pictures, "values"), *_of(made, "curve")]),
         Section("What single seeds would claim", _of(made, "cells")),
         Section("Intervals", _drawn(pictures, "forest")),
         Section("Lambda", _drawn(pictures, "lambda")),

@@ -52,7 +52,7 @@ def estimate(sweep: "Sweep") -> bool:
             continue
         step, epoch = _seconds(sweep, job.folder or "")
         trials = searching["trials"] if cell.space else 0
-        runs = len(settings["seeds"]) if cell.kind == "seed" else 1
+        runs = 1 if cell.kind == "reference" else len(settings["seeds"])
         epochs = trials * (searching["epochs"] if searching else 0) + runs * cell.epochs * (step > 0)
         hours = (epochs * epoch + (trials + runs) * START) / 3600 * sweep.launcher.threads
         total, jobs = total + hours, jobs + trials + runs

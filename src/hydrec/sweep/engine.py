@@ -84,16 +84,18 @@ class Sweep:
     def _planned(self) -> list[study.Cell]:
         """The plan, from ``study.yaml`` where that is of the same settings: making it takes seconds."""
         path = self.folder / "study.yaml"
-        made_of = digest({"settings": dict(self.settings), "files": _conf_digest(self.conf)})
+        files, form = _conf_digest(self.conf), study.Cell._fields
+        made_of = digest({"settings": dict(self.settings), "files": files, "form": form})
         if path.exists():
             saved = yaml.load(path.read_text(), yaml.CSafeLoader)
             if saved["made_of"] == made_of:
+                tuples = ("overrides", "own")
                 return [
-                    study.Cell(**cell | {"overrides": tuple(cell["overrides"])}) for cell in saved["cells"]
+                    study.Cell(**cell | {key: tuple(cell[key]) for key in tuples}) for cell in saved["cells"]
                 ]
         print(f"{self.name}: checking every command of the plan", flush=True)
         cells = study.plan(self.settings, self.conf)
-        plain = [cell._asdict() | {"overrides": list(cell.overrides)} for cell in cells]
+        plain = [cell._asdict() | {"overrides": [*cell.overrides], "own": [*cell.own]} for cell in cells]
         content = {"name": self.name, "made_of": made_of, **self.settings, "cells": plain}
         write_atomically(path, yaml.safe_dump(content, sort_keys=False, width=110))
         return cells

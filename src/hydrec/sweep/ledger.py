@@ -22,13 +22,13 @@ class Job(NamedTuple):
 
     Attributes:
         name: unique in the study.
-        kind: ``data``, ``timing``, ``trial``, ``reference`` or ``seed``.
+        kind: ``data``, ``timing``, ``trial``, ``reference``, ``seed`` or ``curve``.
         dataset, protocol, model: of its cell; ``model`` is the name that tables use.
         seed: ``None`` for ``data``.
         folder: what it leaves, relative to the study's folder; ``None`` for ``data``.
         overrides: the command line.
         number: of a trial, from 0.
-        params: what a trial tries, by configuration key.
+        params: what a trial tries, or the point of a curve, by configuration key.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Ledger:
                 entry["state"] in (RUNNING, ABSENT)
                 or (entry["state"] == FAILED and retry)
                 # someone took the run away; of a trial the value is known all the same
-                or (entry["state"] == FINISHED and entry["kind"] in ("seed", "reference"))
+                or (entry["state"] == FINISHED and entry["kind"] in ("seed", "reference", "curve"))
             ):
                 entry["state"] = WAITING
         self.save()

@@ -31,7 +31,8 @@ class Cell(NamedTuple):
         overrides: the command line of its runs, without the seed.
         space: what is searched, as `search.propose` takes it; empty: nothing.
         defaults: the values that trial 0 has.
-        kind: ``seed``, or ``reference`` for a model that is there to be read beside the others.
+        kind: ``seed``; ``reference`` for a model that is there to be read beside the others; ``curve`` for
+            one value of a key.
         epochs: of a run, at most; 0 where none is trained to an end known beforehand.
     """
 
@@ -43,6 +44,9 @@ class Cell(NamedTuple):
     defaults: dict[str, Any]
     kind: str
     epochs: int
+    own: tuple[str, ...]  # what it is there for: no search changes that
+    tuned_as: str  # the model whose search finds its settings
+    point: dict[str, Any] | None  # of a curve: the key with its value
 
     @property
     def name(self) -> str:
@@ -61,45 +65,51 @@ def plan(study: Mapping[str, Any], conf: Path) -> list[Cell]:
         InputError: a key of the study, a command line or a space makes no sense; names it.
     """
     _check_keys(study, conf)
-    variants = study["variants"]
-    models = [
-        *((m, "seed") for m in (*study["models"], *variants)),
-        *((m, "reference") for m in study["references"]),
-    ]
+    entries, searching = _entries(study), study["search"]
     cells = []
-    searching = study["search"]
     taken: set[str] = set()
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         own_loss = {
             model: _raw(compose("train", [f"model={model}"]).model).get("loss") != "${loss}"
-            for model in dict.fromkeys(_model_of(name, variants) for name, _ in models)
+            for model in dict.fromkeys(entry.model for entry in entries)
         }
-    for (dataset, protocol), (name, kind) in itertools.product(
-        itertools.product(study["datasets"], study["protocols"]), models
-    ):
-        model = _model_of(name, variants)
+    for dataset, protocol, entry in itertools.product(study["datasets"], study["protocols"], entries):
         loss = study["loss"]
         overrides = merged(
-            f"model={model}",
+            f"model={entry.model}",
             f"dataset={dataset}",
             f"protocol={protocol}",
-            *([f"loss={loss}"] if loss is not None and not own_loss[model] else []),
+            *([f"loss={loss}"] if loss is not None and not own_loss[entry.model] else []),
             "dataset.stand_in=false",
             *study["overrides"],
-            *itertools.chain(*_where(study, dataset=dataset, protocol=protocol, model=model)),
-            *(o for o in variants.get(name, []) if not o.startswith("model=")),
+            *itertools.chain(*_where(study, dataset=dataset, protocol=protocol, model=entry.model)),
+            *entry.own,
         )
         check(overrides, conf)
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             cfg = compose("train", list(overrides))
-        space: dict[str, Any] = {}
-        if searching is not None and kind == "seed" and searching["of"] in (None, name):
+        usual: dict[str, Any] = {}
+        if searching is not None and entry.tuned_as == entry.name:
             usual = {key: OmegaConf.select(cfg, key, default=None) for key in searching["space"]}
-            space = {key: domain for key, domain in searching["space"].items() if usual[key] is not None}
+        defaults = {key: value for key, value in usual.items() if value is not None}
+        space = {key: searching["space"][key] for key in defaults}
         taken |= space.keys()
-        defaults = {key: usual[key] for key in space}
         epochs = max(cfg.trainer.max_epochs or 0, 0)
-        cells.append(Cell(dataset, protocol, name, overrides, space, defaults, kind, epochs))
+        cells.append(
+            Cell(
+                dataset,
+                protocol,
+                entry.name,
+                overrides,
+                space=space,
+                defaults=defaults,
+                kind=entry.kind,
+                epochs=epochs,
+                own=entry.own,
+                tuned_as=entry.tuned_as,
+                point=entry.point,
+            )
+        )
     if searching is not None and (others := searching["space"].keys() - taken):
         known = _known_keys(conf)
         for key in sorted(others - known):
@@ -107,6 +117,32 @@ def plan(study: Mapping[str, Any], conf: Path) -> list[Cell]:
                 f"study.search.space.{key}: no model has it; did you mean {nearest(key, known)}?"
             )
     return cells
+
+
+class _Entry(NamedTuple):
+    """A line of tables, or a point of a curve: as of `Cell`, ``model`` being that of ``conf``."""
+
+    name: str
+    model: str
+    kind: str
+    own: tuple[str, ...]
+    tuned_as: str
+    point: dict[str, Any] | None
+
+
+def _entries(study: Mapping[str, Any]) -> list[_Entry]:
+    of = study["search"]["of"] if study["search"] is not None else None
+    found = [_Entry(name, name, "seed", (), of or name, None) for name in study["models"]]
+    for name, overrides in study["variants"].items():
+        own = tuple(text for text in overrides if not text.startswith("model="))
+        found.append(_Entry(name, _model_of(name, study["variants"]), "seed", own, of or name, None))
+    for curve in study["curves"]:
+        model, key = curve["model"], curve["key"]
+        for value in curve["values"]:
+            name = f"{model}.{key.rsplit('.', 1)[-1]}.{value}"
+            own = (f"{key}={json.dumps(value)}",)
+            found.append(_Entry(name, model, "curve", own, of or model, {key: value}))
+    return found + [_Entry(name, name, "reference", (), "", None) for name in study["references"]]
 
 
 def merged(*overrides: str) -> tuple[str, ...]:
@@ -126,6 +162,10 @@ def _check_keys(study: Mapping[str, Any], conf: Path) -> None:
     for key in ("datasets", "protocols", "seeds"):
         _unique(f"study.{key}", study[key])
     _unique("study.models, variants and references", names)
+    for curve in study["curves"]:
+        if not isinstance(curve, dict) or curve.keys() != {"model", "key", "values"} or not curve["values"]:
+            raise InputError(f"study.curves: {curve} needs model=NAME, key=KEY and values=[...], no more")
+        one_of("study.curves.model", curve["model"], study["models"])
     for seed in study["seeds"]:
         at_least("study.seeds", seed, 0)
     if study["baseline"] is not None:
@@ -207,7 +247,7 @@ def jobs(cells: Sequence[Cell], study: Mapping[str, Any], ledger: Ledger) -> Ite
         for cell in group:
             best = _best(cell, group, study, ledger)
             if best is not None:
-                chosen = study["seeds"] if cell.kind == "seed" else study["seeds"][:1]
+                chosen = study["seeds"][:1] if cell.kind == "reference" else study["seeds"]
                 runs += [_run(cell, seed, best) for seed in chosen]
         yield from sorted(runs, key=lambda job: study["seeds"].index(job.seed))
 
@@ -217,7 +257,7 @@ def count(cells: Sequence[Cell], study: Mapping[str, Any], ledger: Ledger) -> in
     there = [cell for cell in cells if ledger.state(_data(cell).name) != ABSENT]
     data = len({(cell.dataset, cell.protocol) for cell in cells})
     trials = study["search"]["trials"] if study["search"] is not None else 0
-    runs = {"seed": len(study["seeds"]), "reference": 1}
+    runs = {"seed": len(study["seeds"]), "curve": len(study["seeds"]), "reference": 1}
     return data + sum(trials * bool(cell.space) + runs[cell.kind] for cell in there)
 
 
@@ -286,10 +326,7 @@ def _best(
     searching = study["search"]
     if searching is None or cell.kind == "reference":
         return {}
-    of = searching["of"]
-    searched = next(
-        c for c in group if c.protocol == cell.protocol and c.model == (cell.model if of is None else of)
-    )
+    searched = next(c for c in group if c.protocol == cell.protocol and c.model == cell.tuned_as)
     if not searched.space:
         return {}
     trials = [trial_of(ledger, job.name, job.params or {}) for job in _trials(searched, searching, ledger)]
@@ -303,6 +340,8 @@ def _assigned(params: Mapping[str, Any]) -> list[str]:
 
 
 def _run(cell: Cell, seed: int, best: Mapping[str, Any]) -> Job:
-    overrides = merged(*cell.overrides, *_assigned(best), f"seed={seed}")
+    overrides = merged(*cell.overrides, *_assigned(best), *cell.own, f"seed={seed}")
     name = f"{cell.name}-s{seed}-{digest({'overrides': overrides})}"
-    return Job(name, cell.kind, cell.dataset, cell.protocol, cell.model, seed, name, overrides)
+    model = cell.model if cell.point is None else cell.overrides[0].removeprefix("model=")
+    where = (cell.dataset, cell.protocol, model, seed, name)
+    return Job(name, cell.kind, *where, overrides, params=cell.point)
