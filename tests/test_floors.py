@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "models", "cloze"},
     {"tasks"},
     {"pipeline", "cli", "overrides", "loggers", "callbacks", "runs", "explain", "__main__"}
-    | {"sweep", "study"}
+    | {"sweep", "study", "preloaded"}
     | {"recommend", "export", "commands", "given", "loaded", "showings", "scorer", "model_card"},
 ]
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
@@ -51,6 +51,7 @@ OUTSIDE: dict[str, set[str] | None] = {
         "explain",
         "sweep",
         "study",
+        "preloaded",
         "given",
         "loaded",
         "showings",

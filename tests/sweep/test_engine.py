@@ -81,11 +81,12 @@ from pathlib import Path
 from hydrec import cli
 from hydrec.sweep.engine import Sweep
 from hydrec.sweep.launchers import Local
-settings, folder, retry = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
+settings, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+retry, preload = (argument == "True" for argument in sys.argv[3:])
 try:
     paths = {"data": "data", "runs": str(folder / "runs"), "cache": str(folder / "cache"), "cards": "cards"}
     sweep = Sweep(name="test", settings=settings, paths=paths, conf=folder / "conf",
-                  launcher=Local(at_once=3, gpus=0), retry=retry)
+                  launcher=Local(at_once=3, gpus=0, preload=preload), retry=retry)
     well = sweep.run()
 except Exception as error:
     sys.exit(cli.report(error))
@@ -114,8 +115,8 @@ def folder(prepared, tmp_path):
     return own
 
 
-def sweep(folder, settings=SETTINGS, retry=False, **environment):
-    command = [sys.executable, "-c", SWEEP, json.dumps(settings), str(folder), str(retry)]
+def sweep(folder, settings=SETTINGS, retry=False, preload=False, **environment):
+    command = [sys.executable, "-c", SWEEP, json.dumps(settings), str(folder), str(retry), str(preload)]
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -183,8 +184,9 @@ def test_killed_twenty_times_it_loses_nothing_and_runs_nothing_twice(folder, pre
     }
 
 
-def test_a_killed_sweep_leaves_no_process_behind(folder):
-    process = sweep(folder, EPOCHS="200")
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_killed_sweep_leaves_no_process_behind(folder, preload):
+    process = sweep(folder, preload=preload, EPOCHS="200")
     runs = folder / "runs" / "test"
     while not (holders := [p for p in runs.rglob("rows.json")]):
         time.sleep(0.05)
@@ -293,6 +295,38 @@ def test_absent_data_are_named(folder):
     }
     assert states == {"steam": "absent", "simulated": "finished"}
     assert "steam" in said
+
+
+def test_forked_jobs_end_and_fail_as_others_do(folder):
+    settings = SETTINGS | {"search": None}
+    end = "2:hydrec: seed=x: must be a whole number"
+    process = sweep(folder, settings, preload=True, FAILING="fpmc", END=end)
+    said = process.communicate()[0]
+    assert process.returncode == 1, said
+    jobs = ledger(folder)
+    (failed,) = [entry for entry in jobs.values() if entry["state"] == "failed"]
+    assert (failed["model"], failed["reason"]) == ("fpmc", "input, exit status 2")
+    assert failed["lines"] == ["working", end.split(":", 1)[1]]
+    assert sum(entry["state"] == "finished" for entry in jobs.values()) == len(jobs) - 1
+    log = folder / "runs" / "test" / "logs"
+    assert not any((log / f"{name}.log").read_text() for name in jobs if jobs[name]["kind"] == "reference")
+
+
+@pytest.mark.slow
+def test_a_forked_run_ends_in_the_bits_of_one_of_its_own(tmp_path):
+    settings = SETTINGS | {"models": ["sasrec"], "references": [], "search": None, "seeds": [0]}
+    settings["overrides"] = [*settings["overrides"], "trainer.max_epochs=2"]
+    found = []
+    for preload in (False, True):
+        own = tmp_path / str(preload)
+        own.mkdir()
+        for name in ("conf", "train.py"):
+            (own / name).symlink_to(ROOT / name)
+        process = sweep(own, settings, preload=preload)
+        assert process.wait() == 0, process.communicate()[0]
+        (run,) = (own / "runs" / "test").glob("simulated-*")
+        found.append((run / "metrics.json").read_bytes())
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

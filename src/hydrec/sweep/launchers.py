@@ -2,13 +2,17 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hydrec.errors import InputError, at_least
 
@@ -49,12 +53,14 @@ class Local:
     Args:
         at_once: jobs at a time; ``None``: one for each ``gpus`` GPUs, without GPUs one for two cores.
         gpus: that a job gets, where there are any.
+        preload: torch and Lightning are imported once, by a server that forks the jobs, which spares each
+            of them seconds.
 
     Raises:
         InputError: more GPUs a job than there are.
     """
 
-    def __init__(self, *, at_once: int | None, gpus: int) -> None:
+    def __init__(self, *, at_once: int | None, gpus: int, preload: bool) -> None:
         at_least("launcher.gpus", gpus, 0)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         devices = visible_gpus() if gpus else []
@@ -67,14 +73,20 @@ class Local:
         self.threads = max(cores // self.slots, 1)
         # more jobs than shares of GPUs: several share one
         self.free: list[list[str]] = [shares[i % len(shares)] if shares else [] for i in range(self.slots)]
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # before the server reads it
+        self.server = multiprocessing.get_context("forkserver") if preload else None
+        if self.server is not None:
+            self.server.set_forkserver_preload(["hydrec.preloaded"])
 
     def start(self, command: Sequence[str], log: Path) -> "_Process":
         """Starts a process, with its share of GPUs and cores."""
+        log.parent.mkdir(parents=True, exist_ok=True)
         devices = self.free.pop()
-        environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
-        if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        return _Process(command, log, environment, done=lambda: self.free.append(devices))
+        own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+        started = (
+            _spawned(command, log, own) if self.server is None else _forked(self.server, command, log, own)
+        )
+        return _Process(started, done=lambda: self.free.append(devices))
 
     def attach(self, token: str) -> None:
         """Nothing outlives the sweep."""
@@ -97,31 +109,61 @@ def visible_gpus() -> list[str]:
 class _Process:
     token = None
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str], done: Any) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as file:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the sweep, which tells its jobs
-                preexec_fn=_end_with_parent,
-            )
-        self.done = done
+    def __init__(self, process: subprocess.Popen | ForkServerProcess, done: Callable[[], None]) -> None:
+        self.process, self.done = process, done
+        self.status: int | None = None
 
     def poll(self) -> int | None:
-        status = self.process.poll()
-        if status is None:
-            return None
-        if self.done is not None:
-            self.done()
-            self.done = None
-        return status if status >= 0 else 128 - status
+        if self.status is None:
+            own = self.process
+            status = own.poll() if isinstance(own, subprocess.Popen) else own.exitcode
+            if status is not None:
+                self.status = status if status >= 0 else 128 - status
+                self.done()
+        return self.status
 
     def stop(self) -> None:
         self.process.terminate()
+
+
+def _spawned(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C is for the sweep, which tells its jobs
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _forked(
+    server: ForkServerContext, command: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> ForkServerProcess:
+    process = server.Process(target=_become, args=(list(command), str(log), dict(environment)))
+    process.start()
+    return process
+
+
+def _become(command: list[str], log: str, environment: dict[str, str]) -> None:
+    """Runs in the fork: becomes ``python SCRIPT ...`` or ``python -m MODULE ...``."""
+    os.setsid()
+    _end_with_parent()
+    os.environ.update(environment)
+    with open(log, "ab") as file, open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    _, script, *rest = command
+    if script == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, os.path.dirname(script))
+        sys.argv = [script, *rest]
+        runpy.run_path(script, run_name="__main__")
 
 
 def _end_with_parent() -> None:
