@@ -169,7 +169,12 @@ class Sweep:
                 break
             if job.folder is not None and not self._free(self.folder / job.folder):
                 continue  # what an earlier sweep started is about to end
-            handle = self.launcher.start(self.command(job), self.log(job.name))
+            try:
+                handle = self.launcher.start(self.command(job), self.log(job.name))
+            except InputError:
+                if not self.running:
+                    raise
+                break  # a scheduler that is busy: asked again when a job has ended
             entry = self.ledger.jobs[job.name]
             self.ledger.set(job.name, state=RUNNING, starts=entry["starts"] + 1, token=handle.token)
             self.running[job.name] = (handle, time.perf_counter())

@@ -135,7 +135,7 @@ def _spawned(command: Sequence[str], log: Path, environment: Mapping[str, str]) 
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             start_new_session=True,  # Ctrl-C is for the sweep, which tells its jobs
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
 
 
@@ -150,7 +150,7 @@ def _forked(
 def _become(command: list[str], log: str, environment: dict[str, str]) -> None:
     """Runs in the fork: becomes ``python SCRIPT ...`` or ``python -m MODULE ...``."""
     os.setsid()
-    _end_with_parent()
+    end_with_parent()
     os.environ.update(environment)
     with open(log, "ab") as file, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -166,7 +166,7 @@ def _become(command: list[str], log: str, environment: dict[str, str]) -> None:
         runpy.run_path(script, run_name="__main__")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Runs in the child: a sweep that is killed leaves no process behind (Linux; elsewhere they run on)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
