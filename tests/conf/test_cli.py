@@ -202,11 +202,15 @@ def test_nearest_prefers_the_last_component() -> None:
     assert nearest("Trainer.MaxEpochs", known) == "trainer.max_epochs"
 
 
-def test_help_has_every_group_option_and_key() -> None:
-    page = cli.help_page(CONF)
+def test_every_group_is_one_of_a_command() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    assert groups <= set(defaults(CONF))
-    for group, default in defaults(CONF).items():
+    assert groups == set(defaults(CONF)) | set(defaults(CONF, "sweep"))
+
+
+@pytest.mark.parametrize("root", ["train", "sweep"])
+def test_help_has_every_group_option_and_key(root: str) -> None:
+    page = cli.help_page(CONF, root)
+    for group, default in defaults(CONF, root).items():
         block = page.split(f"\n{group}")[1].split("\n\n")[0]
         for option in options(CONF, group):
             mark = "*" if option == default else " "
@@ -214,8 +218,8 @@ def test_help_has_every_group_option_and_key() -> None:
             assert re.search(
                 rf"^  {re.escape(mark)} {re.escape(option)} +{re.escape(about)}$", block, re.M
             ), option
-    for key in OmegaConf.load(CONF / "train.yaml"):
-        assert key in ("defaults", "hydra") or re.search(rf"^  {key}: .*  [a-z]", page, re.M), key
+    for key in OmegaConf.load(CONF / f"{root}.yaml"):
+        assert key in ("defaults", "hydra") or re.search(rf"^  {key}: .*  [a-z0-9]", page, re.M), key
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:

@@ -79,7 +79,7 @@ class Sweep:
         self.ledger.settle(retry=retry)
         self.running: dict[str, tuple[Handle, float]] = {}
         self.curves: dict[str, int] = {}  # epochs of a running trial that the pruner has seen
-        self.stopping = False
+        self.stopping = self.refused = False
 
     def _planned(self) -> list[study.Cell]:
         """The plan, from ``study.yaml`` where that is of the same settings: making it takes seconds."""
@@ -130,8 +130,9 @@ class Sweep:
                 self._attach(jobs)
                 progress.show(jobs, self.left(jobs))
                 while True:
-                    started = self._start(jobs)
+                    started = not self.refused and self._start(jobs)
                     over = self._poll()
+                    self.refused &= not over
                     if over or started:
                         jobs = ask()
                         progress.show(jobs, self.left(jobs))
@@ -174,7 +175,8 @@ class Sweep:
             except InputError:
                 if not self.running:
                     raise
-                break  # a scheduler that is busy: asked again when a job has ended
+                self.refused = True  # by a busy scheduler: it is asked again when a job has ended
+                break
             entry = self.ledger.jobs[job.name]
             self.ledger.set(job.name, state=RUNNING, starts=entry["starts"] + 1, token=handle.token)
             self.running[job.name] = (handle, time.perf_counter())
