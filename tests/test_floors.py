@@ -40,7 +40,7 @@ OUTSIDE: dict[str, set[str] | None] = {
     "cli": {"hydra", "omegaconf"},
     "overrides": {"hydra", "omegaconf"},
     "__main__": {"hydra", "omegaconf", "rich"},
-    **dict.fromkeys(("commands", "recommend", "export"), {"polars"}),
+    **{key: {"polars"} for key in ("commands", "recommend", "export")},
     "model_card": {"omegaconf"},
 } | dict.fromkeys(
     (
