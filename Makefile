@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test lint format clean
+.PHONY: train test lint format docs clean
 
 train: .venv/.run
 	$(BIN)/python train.py model=hgnn dataset=movielens
@@ -18,6 +18,9 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv cache .mypy_cache .pytest_cache .ruff_cache

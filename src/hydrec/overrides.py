@@ -254,6 +254,8 @@ def _check_value(
                 raise InputError(f"{override.input_line}: {key} is needed; set it to another value instead")
         elif override.is_add():
             raise InputError(f"{override.input_line}: {key} is there already; write it without the +")
+        elif value is None and key.startswith("study."):
+            continue  # a study leaves parts out by null; it checks its keys itself
         elif expected := _mismatch(value, _usual(base, key), taker):
             shown = override.input_line if key == override.key_or_group else f"{key}={value}"
             raise InputError(f"{shown}: {expected} is expected{_example(key, known[key])}")

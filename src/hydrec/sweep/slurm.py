@@ -40,7 +40,7 @@ class Slurm:
         requeues: how many times that may happen.
         partition, account: ``None``: the cluster's default.
         setup: lines of shell that come before the job.
-        more: any other options of sbatch, by their long names.
+        more: any other options of sbatch, by their long names; ``None``: none.
 
     Raises:
         InputError: submitit or SLURM is not there, or a number makes no sense.
@@ -59,7 +59,7 @@ class Slurm:
         partition: str | None,
         account: str | None,
         setup: Sequence[str],
-        more: Mapping[str, Any],
+        more: Mapping[str, Any] | None,
     ) -> None:
         try:
             import submitit  # noqa: F401
@@ -86,7 +86,7 @@ class Slurm:
             "mem": f"{at_least('launcher.memory_gb', memory_gb, 1)}GB",
             "time": math.ceil(hours * 60),
             "setup": list(setup),
-            "additional_parameters": {"requeue": True, **more},
+            "additional_parameters": {"requeue": True, **(more or {})},
             # srun does not take the cores over from sbatch since SLURM 22.05
             "srun_args": [f"--cpus-per-task={cpus}", f"--wait={WAIT}"],
         }
