@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from hydrec.errors import InputError
+from hydrec.overrides import check
 from hydrec.sweep import study
 from hydrec.sweep.ledger import Ledger
 
@@ -169,6 +170,21 @@ def test_a_model_with_a_loss_of_its_own_keeps_it():
     own["references"] = []
     (cell,) = study.plan(own, CONF)
     assert not any(text.startswith("loss=") for text in cell.overrides)
+
+
+def test_the_command_line_of_a_study_is_checked():
+    check(["study=smoke", "study.search=null", "study.baseline=null", "launcher.at_once=2"], CONF, "sweep")
+    check(["study=hgnn", "launcher=slurm", "launcher.more={qos:long}"], CONF, "sweep")
+    for wrong, said in (
+        ("study=smok", "did you mean study=smoke?"),
+        ("study.seed=[0]", "study.seed is not a key; did you mean study.seeds?"),
+        ("launcher.at_one=2", "did you mean launcher.at_once?"),
+        ("dry_run=yes", "true or false is expected"),
+        ("model=sasrec", "model is not a key"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check(["study=smoke", wrong] if not wrong.startswith("study=") else [wrong], CONF, "sweep")
+        assert said in str(caught.value)
 
 
 def test_the_last_override_of_a_key_counts():
