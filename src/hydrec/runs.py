@@ -71,6 +71,14 @@ def hold(folder: Path) -> IO[str] | None:
     return None
 
 
+def release(folder: Path) -> None:
+    """Removes a folder that this process holds if nothing was written into it."""
+    with contextlib.suppress(OSError):  # gone already, by `set_aside`
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+
+
 class RunFolder:
     """One run's files. Only the process of rank 0 writes; every process may read.
 
@@ -120,10 +128,7 @@ class RunFolder:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # gone already, by `set_aside`
-                    if [path.name for path in self.path.iterdir()] == [".lock"]:
-                        (self.path / ".lock").unlink()
-                        self.path.rmdir()
+                release(self.path)
 
     def set_aside(self) -> None:
         """Renames the folder to the first free ``NAME.old1``, ``NAME.old2``...: a repeated run loses nothing.

@@ -275,6 +275,14 @@ def test_hopeless_trials_are_ended(folder):
     assert any(entry["state"] == "pruned" for entry in trials)
 
 
+def test_a_study_that_makes_no_sense_leaves_nothing(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    process = sweep(tmp_path, SETTINGS | {"models": ["sasrek"]})
+    said = process.communicate()[0]
+    assert process.returncode == 2 and "did you mean sasrec?" in said
+    assert not (tmp_path / "runs" / "test").exists()
+
+
 def test_a_run_taken_away_is_made_again(folder):
     settings = SETTINGS | {"search": None}
     assert sweep(folder, settings).wait() == 0

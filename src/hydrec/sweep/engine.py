@@ -17,7 +17,7 @@ import yaml
 from hydra.utils import instantiate
 
 from hydrec.errors import InputError
-from hydrec.runs import digest, hold, write_atomically
+from hydrec.runs import digest, hold, release, write_atomically
 from hydrec.sweep import cost, search, study
 from hydrec.sweep.launchers import Handle, Launcher
 from hydrec.sweep.ledger import ABSENT, FAILED, FINISHED, OVER, PRUNED, RUNNING, WAITING, Job, Ledger
@@ -74,7 +74,11 @@ class Sweep:
         self.held = hold(self.folder)
         if self.held is None:
             raise InputError(f"{self.folder}: another sweep runs this study; wait for it or stop it")
-        self.cells = self._planned()
+        try:
+            self.cells = self._planned()
+        except Exception:
+            release(self.folder)
+            raise
         self.ledger = Ledger(self.folder)
         self.ledger.settle(retry=retry)
         self.running: dict[str, tuple[Handle, float]] = {}

@@ -166,6 +166,13 @@ def _check_keys(study: Mapping[str, Any], conf: Path) -> None:
         if not isinstance(curve, dict) or curve.keys() != {"model", "key", "values"} or not curve["values"]:
             raise InputError(f"study.curves: {curve} needs model=NAME, key=KEY and values=[...], no more")
         one_of("study.curves.model", curve["model"], study["models"])
+    models = {"models": study["models"], "references": study["references"]}
+    models |= {f"variants.{name}": [_model_of(name, study["variants"])] for name in study["variants"]}
+    chosen = {"dataset": {"datasets": study["datasets"]}, "protocol": {"protocols": study["protocols"]}}
+    for group, keys in (chosen | {"model": models}).items():
+        for key, given in keys.items():
+            for name in given:
+                one_of(f"study.{key}", name, options(conf, group))
     for seed in study["seeds"]:
         at_least("study.seeds", seed, 0)
     if study["baseline"] is not None:
