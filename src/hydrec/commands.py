@@ -40,7 +40,7 @@ def answer(argv: Sequence[str], commands: Commands, page: str) -> int:
     return 0
 
 
-def arguments(texts: Sequence[str], command: Callable[..., None]) -> dict[str, Any]:
+def arguments(texts: Sequence[str], command: Callable[..., Any]) -> dict[str, Any]:
     """The arguments of a command, of the types that it says, from key=value.
 
     Raises:

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydrec import cli
+from hydrec.commands import arguments
 from hydrec.errors import InputError, one_of
-from hydrec.overrides import nearest
 
 HELP = """\
 Reads finished runs, or a table of numbers; trains nothing.
@@ -29,33 +30,32 @@ are refused: a line says which field differs.
 Exit status: 0 done, and for lint nothing found; 1 failed, or something found; 2 something you can mend; 130
 interrupted.
 """
-KEYS = ("baseline", "metrics", "out", "wandb", "project")
 
 
-def report(folder: str, *options: str) -> int:
+def report(
+    folder: str,
+    *,
+    baseline: str = "",
+    metrics: str = "",
+    out: str = "",
+    wandb: str = "",
+    project: str = "hydrec",
+) -> int:
     """Writes the report of a folder of runs."""
     from hydrec.study.dashboard import MODES, mirror
     from hydrec.study.report import write  # matplotlib and torch take seconds to import
     from hydrec.study.results import finished, study
 
-    given = dict.fromkeys(KEYS, "")
-    for text in options:
-        key, _, value = text.partition("=")
-        if key not in KEYS:
-            raise InputError(f"{text}: did you mean {nearest(key, KEYS)}=...? (--help says more)")
-        if not value:
-            raise InputError(f"{text}: a value is missing; write {key}=VALUE")
-        given[key] = value
-    metrics = [name for name in given["metrics"].split(",") if name]
-    out = Path(given["out"] or Path(folder) / "report")
-    if given["wandb"]:
-        one_of("wandb", given["wandb"], MODES)
-    page = write(Path(folder), baseline=given["baseline"], metrics=metrics, out=out)
+    if wandb:
+        one_of("wandb", wandb, MODES)
+    runs, shown = Path(folder), [name for name in metrics.split(",") if name]
+    target = Path(out) if out else runs / "report"
+    page = write(runs, baseline=baseline, metrics=shown, out=target)
     print(f"the report is {page}")
-    if given["wandb"]:
-        asked = study(Path(folder), finished(Path(folder)), given["baseline"], metrics)
-        name, project = Path(folder).resolve().name, given["project"] or "hydrec"
-        print(f"in W&B: {mirror(out, study=asked, name=name, project=project, mode=given['wandb'])}")
+    if wandb:
+        asked = study(runs, finished(runs), baseline, shown)
+        where = mirror(target, study=asked, name=runs.resolve().name, project=project, mode=wandb)
+        print(f"in W&B: {where}")
     return 0
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(
                 f"{name} needs one {what}: python -m hydrec.study {name} {what} (--help says more)"
             )
-        return command(*rest)
+        return command(rest[0], **arguments(rest[1:], partial(command, rest[0])))
     except KeyboardInterrupt:
         return cli.INTERRUPTED
     except Exception as error:
