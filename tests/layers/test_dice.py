@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from hydrec.errors import InputError
 from hydrec.layers.dice import EPS, MOMENTUM, Dice, perceptron
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.mlp import MLP
 
 ALPHA = [0.5, -0.25, 0.0]
@@ -94,7 +95,7 @@ def test_statistics_of_half_precision_are_kept_in_full(x):
 def test_a_perceptron_has_it_after_each_hidden_layer():
     torch.manual_seed(0)
     mlp = perceptron(4, [3, 2], activation="dice", dropout=0.5)
-    kinds = [nn.Linear, Dice, nn.Dropout] * 2
+    kinds = [nn.Linear, Dice, Dropout] * 2
     assert [type(layer) for layer in mlp[0]] == kinds and isinstance(mlp, MLP)
     assert [len(layer.alpha) for layer in mlp[0] if isinstance(layer, Dice)] == [3, 2]
     plain = perceptron(4, [3], activation="tanh", dropout=0.0)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hydrec.errors import at_least, one_of, share_of
+from hydrec.layers.dropout import Dropout
 
 # from the width of a layer
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -61,7 +62,7 @@ class Hidden(nn.Sequential):
                 layers.append(nn.BatchNorm1d(after))
             layers.append(activate(after))
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         super().__init__(*layers)
         self.out_width = widths[-1]
 

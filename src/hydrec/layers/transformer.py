@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hydrec.errors import at_least, one_of, share_of
 from hydrec.layers.attention import Attention, Weigh, softmax
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.graph import filled
 
 
@@ -65,7 +66,7 @@ class PostNorm(nn.Module):
         self.attention_norm = nn.LayerNorm(dim, eps)
         self.feed = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
         self.feed_norm = nn.LayerNorm(dim, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], *how: Any) -> Float[Tensor, "B T D"]:
         """The next layer's positions; ``how`` goes to the attention."""
@@ -92,7 +93,7 @@ class QueryNorm(nn.Module):
         self.attention = attention
         self.feed_norm = nn.LayerNorm(dim, eps)
         self.feed = nn.Sequential(
-            nn.Linear(dim, inner), nn.ReLU(), nn.Dropout(dropout), nn.Linear(inner, dim), nn.Dropout(dropout)
+            nn.Linear(dim, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, dim), Dropout(dropout)
         )
 
     def forward(self, x: Float[Tensor, "B T D"], *how: Any) -> Float[Tensor, "B T D"]:
@@ -141,7 +142,7 @@ class Encoder(nn.Module):
         for key, share in {"hidden": hidden_dropout, "attention": attention_dropout}.items():
             share_of(f"model.net.{key}_dropout", share)
         norm = nn.LayerNorm(dim, eps)
-        self.enter = nn.Sequential(norm if kind is PostNorm else nn.Identity(), nn.Dropout(hidden_dropout))
+        self.enter = nn.Sequential(norm if kind is PostNorm else nn.Identity(), Dropout(hidden_dropout))
         self.blocks = nn.ModuleList(
             kind(
                 Attention(dim, heads=heads, dropout=attention_dropout, mix=kind is PostNorm),

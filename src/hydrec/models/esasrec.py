@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import at_least, share_of
 from hydrec.layers import attention, scoring, transformer
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.history import at_targets
 
 
@@ -47,7 +48,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate, self.enter = (nn.Linear(dim, inner, bias=False) for _ in range(2))
         self.leave = nn.Linear(inner, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each position by itself."""
@@ -70,7 +71,7 @@ class LiGR(nn.Module):
         self.attention = attention.Attention(dim, heads=heads, dropout=dropout, mix=True)
         self.feed = SwiGLU(dim, inner=inner, dropout=dropout)
         self.attention_gate, self.feed_gate = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], seen: Bool[Tensor, "T T"]) -> Float[Tensor, "B T D"]:
         """The next block's positions."""
@@ -114,7 +115,7 @@ class ESASRec(nn.Module):
         share_of("model.net.dropout", dropout)
         self.item = nn.Embedding(catalog.n_items + 1, dim, padding_idx=PAD)
         self.position = transformer.Positions(window, dim, position="real")
-        self.enter = nn.Dropout(dropout)
+        self.enter = Dropout(dropout)
         self.blocks = nn.ModuleList(
             LiGR(dim, heads=heads, inner=inner, dropout=dropout) for _ in range(blocks)
         )

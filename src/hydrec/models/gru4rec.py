@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import at_least, share_of
 from hydrec.layers import scoring
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.history import at_targets
 
 
@@ -58,7 +59,7 @@ class GRU4Rec(nn.Module):
         share_of("model.net.dropout", dropout)
         between = dropout if layers > 1 else 0.0
         self.gru = nn.GRU(units, units, layers, dropout=between, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.item = _table(catalog.n_items, units)
         self.output = self.item if tied else _table(catalog.n_items, units)
         self.bias = nn.Parameter(torch.zeros(catalog.n_items + 1))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import InputError, at_least, one_of, share_of
 from hydrec.layers import attention, scoring, side, transformer
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.history import at_targets
 
 
@@ -94,7 +95,7 @@ class NonInvasive(nn.Module):
         self.heads, self.scale = heads, 1 / math.sqrt(dim / heads)
         self.fuse = fuse
         self.query, self.key, self.value, self.mix = (nn.Linear(dim, dim) for _ in range(4))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -167,7 +168,7 @@ class NOVA(nn.Module):
         self.item = nn.Embedding(catalog.n_items + 1, dim, padding_idx=PAD)
         self.position = transformer.Positions(window, dim, position="real")
         self.intensity = side.Intensity(dim, bins=intensity_bins, norm=intensity_norm)
-        self.enter = nn.Sequential(nn.LayerNorm(dim, eps), nn.Dropout(hidden_dropout))
+        self.enter = nn.Sequential(nn.LayerNorm(dim, eps), Dropout(hidden_dropout))
         self.blocks = nn.ModuleList(
             transformer.PostNorm(
                 NonInvasive(dim, heads=heads, dropout=attention_dropout, fuse=fuse(dim, 3)),

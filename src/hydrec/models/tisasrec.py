@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import InputError, at_least, share_of
 from hydrec.layers import attention, scoring, transformer
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.history import at_targets
 
 NEVER = torch.iinfo(torch.int64).max
@@ -95,7 +96,7 @@ class TimeAttention(nn.Module):
             raise InputError(f"model.net.heads={heads} does not divide model.net.dim={dim}")
         self.heads, self.scale = heads, 1 / math.sqrt(dim / heads)
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -159,7 +160,7 @@ class TiSASRec(nn.Module):
         self.key_place, self.value_place = (
             transformer.Positions(window, dim, position="real") for _ in range(2)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             transformer.QueryNorm(
                 TimeAttention(dim, heads=heads, dropout=dropout), dim, inner=dim, dropout=dropout, eps=1e-8
