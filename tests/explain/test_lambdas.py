@@ -135,8 +135,8 @@ def test_one_run_is_a_folder_of_runs_too(runs, answer, tmp_path):
 
 
 def test_what_has_no_lambda_is_one_line(runs, study, refused, tmp_path):
-    refused("has no finished run of IA-SASRec", "lambda", f"runs={runs['sasrec']}")
-    refused("has no finished run of IA-SASRec", "lambda", f"runs={tmp_path}")
+    refused("has no finished and tested run of IA-SASRec", "lambda", f"runs={runs['sasrec']}")
+    refused("has no finished and tested run of IA-SASRec", "lambda", f"runs={tmp_path}")
     study("a0", "ia_sasrec_add", 0, [(1.0, 1.0)], 0.2)
     folder = study("a1", "ia_sasrec_add", 1, [(1.0, 1.0)], 0.2)
     refused("metric=ndgc@10 is none of", "lambda", f"runs={folder}", "metric=ndgc@10")
@@ -147,5 +147,15 @@ def test_what_has_no_lambda_is_one_line(runs, study, refused, tmp_path):
 def test_what_a_repeated_run_set_aside_does_not_count(study, answer):
     study("a0", "ia_sasrec_add", 0, [(1.0, 1.0)], 0.2)
     folder = study("a0.old1", "ia_sasrec_add", 0, [(3.0, 3.0)], 0.2)
+    assert answer("lambda", f"runs={folder}")[0] == 0
+    assert {*read(folder, "calibration")["run"]} == {"a0"}
+
+
+def test_trials_of_a_search_do_not_count(study, answer, refused):
+    folder = study("trials/t0", "ia_sasrec_add", 0, [(3.0, 3.0)], 0.2, test=False)
+    for trial in folder.rglob("metrics.json"):
+        trial.write_text('{"valid/ndcg@10": 0.3}')
+    refused("has no finished and tested run", "lambda", f"runs={folder}")
+    study("a0", "ia_sasrec_add", 0, [(1.0, 1.0)], 0.2)
     assert answer("lambda", f"runs={folder}")[0] == 0
     assert {*read(folder, "calibration")["run"]} == {"a0"}

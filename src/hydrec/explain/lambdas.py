@@ -39,7 +39,7 @@ def explain(runs: str, baseline: str, metric: str, out: str, *, wandb: bool) -> 
     pinned lambdas are left out.
 
     Args:
-        runs: a run folder, or a folder with runs in it, such as that of a study.
+        runs: a run folder, or a folder with runs in it, such as that of a study, whose trials do not count.
         baseline: the model that differences are to.
         metric: what they are of, as in ``metrics.json`` without ``test/``.
         out: where the files go; "" for ``explain/lambda`` in ``runs``.
@@ -49,12 +49,12 @@ def explain(runs: str, baseline: str, metric: str, out: str, *, wandb: bool) -> 
         InputError: no finished run there has lambdas, or the metric is none of theirs, or several runs are to
             be added to one W&B run.
     """
-    opened = [FinishedRun(str(path)) for path in _paths(Path(runs))]
+    opened = [run for path in _paths(Path(runs)) if (run := FinishedRun(str(path))).cfg.get("test", True)]
     ours = [run for run in opened if _history(run) is not None]
     if not ours:
         raise InputError(
-            f"runs={runs} has no finished run of IA-SASRec (model=ia_sasrec_...): give a run folder, or one"
-            " with runs in it, such as runs/single"
+            f"runs={runs} has no finished and tested run of IA-SASRec (model=ia_sasrec_...): give a run"
+            " folder, or one with runs in it, such as runs/single"
         )
     if wandb:
         if len(opened) > 1:
