@@ -454,6 +454,21 @@ def test_a_column_is_read_before_what_could_be_derived_and_null_is_unknown(make,
     assert "1 of 8 rows have an item that the run does not know (?): not scored" in caplog.text
 
 
+def test_derived_values_that_the_training_part_never_had(make):
+    run, data = make(*LAST)
+    loaded, rows = hydrec.load(run), shown(data)[:2]
+    given = events(data, np.setdiff1d(np.arange(len(data.log)), data.split.test.row))
+    # a longer gap than any: unknown, like one that is not said
+    late = rows.with_columns(time=pl.col("time") + 5000 * 86400)
+    unsaid = late.with_columns(since_last=pl.lit(None, pl.String))
+    assert loaded.score(late, histories=given)["logit"].equals(loaded.score(unsaid, histories=given)["logit"])
+    # the first showing's user has no past, the second's has
+    first = rows.with_columns(user=pl.when(pl.int_range(2) == 0).then(pl.lit("stranger")).otherwise("user"))
+    found = loaded.score(first, histories=given)["logit"]
+    assert found[1] == pytest.approx(loaded.score(rows, histories=given)["logit"][1], abs=1e-6)
+    assert found[0] == pytest.approx(loaded.score(first[:1])["logit"][0], abs=1e-6)
+
+
 def test_score_writes_a_file_and_each_kind_of_model_refuses_the_other(make, hgnn, answer):
     run, data = make(*DAYS)
     shown(data).write_csv("r.csv")

@@ -342,6 +342,7 @@ def _quiet() -> None:
         ".*exists and is not empty.*",  # a run continues in its folder
         ".*sync_dist=True.*",  # ranking metrics are gathered, not averaged
         ".*smaller than the logging interval.*",  # losses are logged by epoch
+        ".*Sparse CSR tensor support.*",
         ".*LeafSpec.*",  # Lightning's, for torch to mend
     ):
         warnings.filterwarnings("ignore", message)

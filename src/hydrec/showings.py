@@ -292,7 +292,8 @@ class Showings:
             made = DERIVED[name](log)
             words = np.array([None, None, *made.names[2:]], object)
             found.append(words[made.codes[1:][shown]])
-        return pl.Series(np.concatenate(found), dtype=pl.String)
+        # a list: polars takes no array of objects that begins with None
+        return pl.Series(np.concatenate(found).tolist(), dtype=pl.String)
 
 
 def _joined(shown: np.ndarray, past: np.ndarray, own: np.ndarray) -> np.ndarray:

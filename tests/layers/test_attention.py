@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from hydrec.errors import InputError
 from hydrec.layers import attention
 from hydrec.layers.attention import Attention
+from hydrec.layers.dropout import Dropout
 
 B, T, D = 3, 5, 8
 
@@ -82,7 +83,7 @@ def test_softmax_in_every_precision(dtype):
 def test_dropout_falls_on_the_weights(x):
     layer, seen = make(mix=False, dropout=0.5), torch.ones(T, T, dtype=torch.bool)
     torch.manual_seed(5)
-    dropped = F.dropout(torch.ones(B, 2, T, T), 0.5)
+    dropped = Dropout(0.5)(torch.ones(B, 2, T, T))
     torch.manual_seed(5)
     found = layer(x, x, seen)
     expected = layer.eval()(x, x, seen, lambda logits, seen: attention.softmax(logits, seen) * dropped)

@@ -135,7 +135,7 @@ def test_attention_into_nodes_is_dense_attention_with_a_mask(scale):
     own, other = (scale * torch.randn(n, generator=draw, dtype=torch.float64) for n in (4, 5))
     sent = torch.randn(5, 2, generator=draw, dtype=torch.float64)
     columns = [x.clone().requires_grad_() for x in (own, other, sent)]
-    found = Into(ends, starts, 4)(*columns, kept)
+    found = Into(ends, starts, 4, 5)(*columns, kept)
     found.square().sum().backward()
     mask = torch.zeros(4, 5, dtype=torch.bool)
     mask[ends[kept], starts[kept]] = True

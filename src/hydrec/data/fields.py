@@ -98,9 +98,10 @@ class Coding:
                 else _scaled(numbers, self.mean, self.spread)
             )
         else:
+            words = self.words[: len(self.seen) - FIRST]  # derived columns name more than the log has
             place = pl.Series(feature.vocabulary.astype(object), dtype=pl.String).replace_strict(
-                pl.Series(self.words.astype(object), dtype=pl.String),
-                np.arange(FIRST, len(self.words) + FIRST, dtype=np.int32),
+                pl.Series(words.astype(object), dtype=pl.String),
+                np.arange(FIRST, len(words) + FIRST, dtype=np.int32),
                 default=UNKNOWN,
                 return_dtype=pl.Int32,
             )

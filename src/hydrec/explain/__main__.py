@@ -21,7 +21,8 @@ Explains a trained model from the folder of its run: tables (csv) and figures (s
       what IA-SASRec's lambdas became, by layer, seed and step, and beside what the model gains over the
       baseline; FOLDER is one run, or has runs in it
   python -m hydrec.explain attention run=FOLDER [user=ID]
-      where a sequential model looks in one user's history, by layer and head
+      where a sequential model that attends looks in one user's history, by layer and head: its last position,
+      RetaGNN's positions on average, and FGNN's readout of the whole history
   python -m hydrec.explain user run=FOLDER [others=FOLDER,FOLDER] [user=ID] [k=10]
       one user's history, what the models recommend first, and the place of the true next item
   python -m hydrec.explain errors run=FOLDER [other=FOLDER] [k=10]

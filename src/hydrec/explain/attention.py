@@ -1,7 +1,13 @@
 """Where a sequential model looks in one user's history, by layer and head.
 
 Weights are those that the model itself makes in an evaluation, read by hooks on the way: what attention
-passes through its dropout, which does nothing then. HGNN's layers are asked for eq. 1 and 2 once more.
+passes through its dropout, which does nothing then, or through `hydrec.layers.attention.Watched`. HGNN's
+layers are asked for eq. 1 and 2 once more.
+
+Of the models with a graph of items (FGNN), an item that occurs several times is looked at where it first
+occurred. FGNN's last layers are its readout, which looks as a whole, once a round. All of RetaGNN's positions
+add to the score, so that what is told of the last elsewhere is told of their mean; its attention to the
+training graph is not over a history. HSTU's weights have no softmax: they may be below 0, and a norm follows.
 
 Shapes: B rows (one), H heads, Q queries, T keys, D width, E width of a head.
 """
@@ -25,11 +31,20 @@ from hydrec.explain import style
 from hydrec.explain.case import asked, case_of, history
 from hydrec.explain.run import FinishedRun
 from hydrec.layers import graph
+from hydrec.layers.attention import Watched
 from hydrec.layers.scoring import masked_softmax
 
 DRAWN = 50  # positions in the figures, the last
-PRINTED = 10  # that the last position looks at most
+PRINTED = 10  # events that are looked at most
+MANY = 8  # columns of weights: more find no room in a terminal
 ABREAST = 4
+# what is told of a layer, by its queries
+LOOKS = {
+    "positions": "the last position",
+    "nodes": "the last position",
+    "all": "a position, on average,",
+    "whole": "the history as a whole",
+}
 
 
 class Layer(NamedTuple):
@@ -37,11 +52,18 @@ class Layer(NamedTuple):
 
     Attributes:
         name: of its module in the net.
+        queries: what looks, as `hydrec.layers.attention.Watched` has it.
         weights: (H, Q, T) float, of keys (last axis) for each query.
     """
 
     name: str
+    queries: str
     weights: Float[Tensor, "H Q T"]
+
+    @property
+    def told(self) -> Float[Tensor, "H T"]:
+        """What `LOOKS` sees."""
+        return self.weights.mean(1) if self.queries == "all" else self.weights[:, -1]
 
 
 def explain(run: str, user: str, out: str, *, wandb: bool) -> None:
@@ -74,8 +96,10 @@ def explain(run: str, user: str, out: str, *, wandb: bool) -> None:
     labels = named(past, layers[0].weights.shape[2] // len(past))
     found = table(layers, labels)
     head = f"{opened.title}, user {data.log.user_ids[int(batch.users[0])]}"
-    _print(found, head)
-    pages = {"attention": last_page(layers, labels, head), "positions": matrices(layers, labels, head)}
+    _print(layers, labels, head)
+    pages = {"attention": last_page(layers, labels, head)}
+    if any(layer.queries != "whole" for layer in layers):
+        pages["positions"] = matrices(layers, labels, head)
     opened.leave("attention", out, {"attention": found}, pages, wandb=wandb)
 
 
@@ -87,18 +111,24 @@ def collected(net: Any, batch: SequenceBatch) -> list[Layer]:
         net: in evaluation.
         batch: one row, as the net is shown it.
     """
-    found: list[tuple[str, Tensor]] = []
+    found: list[Layer] = []
 
     def dropped(name: str) -> Any:
         def keep(module: nn.Module, given: tuple[Tensor]) -> None:
             if given[0].ndim == 4:
-                found.append((name, given[0][0]))
+                found.append(Layer(name, "positions", given[0][0]))
+
+        return keep
+
+    def watched(name: str) -> Any:
+        def keep(module: Watched, given: tuple[Tensor]) -> None:
+            found.append(Layer(name, module.queries, given[0][0]))
 
         return keep
 
     def walked(name: str) -> Any:
         def keep(module: graph.Heads, given: tuple[Tensor, graph.Edges]) -> None:
-            found.append((name, along_edges(module, *given)[:, 0]))
+            found.append(Layer(name, "positions", along_edges(module, *given)[:, 0]))
 
         return keep
 
@@ -106,6 +136,8 @@ def collected(net: Any, batch: SequenceBatch) -> list[Layer]:
     for name, module in net.named_modules():
         if isinstance(module, nn.Dropout):
             hooks.append(module.register_forward_pre_hook(dropped(name.removesuffix(".dropout"))))
+        if isinstance(module, Watched):
+            hooks.append(module.register_forward_pre_hook(watched(name)))
         if isinstance(module, graph.Heads):
             hooks.append(module.register_forward_pre_hook(walked(name)))
     try:
@@ -114,10 +146,12 @@ def collected(net: Any, batch: SequenceBatch) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     n, positions = int(batch.lengths[0]), batch.items.shape[1]
+    node = (batch.items[0, :n, None] == batch.items[0, :n]).int().argmax(1)  # (n,) where it first occurs
     layers = []
-    for name, weights in found:
-        real = n * (weights.shape[2] // positions)  # two for an event that has a token of its own
-        layers.append(Layer(name, weights[:, :real, :real]))
+    for layer in found:
+        real = n * (layer.weights.shape[2] // positions)  # two for an event that has a token of its own
+        weights = layer.weights[:, :real, :real]
+        layers.append(layer._replace(weights=weights[:, node] if layer.queries == "nodes" else weights))
     return layers
 
 
@@ -137,9 +171,12 @@ def named(past: pl.DataFrame, copies: int) -> list[str]:
 
 
 def table(layers: list[Layer], labels: list[str]) -> pl.DataFrame:
-    """The weight of each key for each query, by layer and head; those that are 0 are left out."""
+    """The weight of each key for each query, by layer and head; those that are 0 are left out.
+
+    ``query`` is null where the history as a whole looks.
+    """
     tables = []
-    for number, (name, weights) in enumerate(layers, 1):
+    for number, (name, queries, weights) in enumerate(layers, 1):
         head, query, key = weights.nonzero(as_tuple=True)
         tables.append(
             pl.DataFrame(
@@ -147,7 +184,9 @@ def table(layers: list[Layer], labels: list[str]) -> pl.DataFrame:
                     "layer": number,
                     "name": name,
                     "head": (head + 1).numpy(),
-                    "query": (query + 1).numpy(),
+                    "query": pl.Series(
+                        [None] * len(query) if queries == "whole" else (query + 1).numpy(), dtype=pl.Int64
+                    ),
                     "key": (key + 1).numpy(),
                     "weight": weights[head, query, key].double().numpy(),
                 }
@@ -158,32 +197,33 @@ def table(layers: list[Layer], labels: list[str]) -> pl.DataFrame:
 
 
 def last_page(layers: list[Layer], labels: list[str], head: str) -> Figure:
-    """What the last position looks at: events by layer and head."""
-    weights = torch.cat([layer.weights[:, -1, -DRAWN:] for layer in layers]).T.numpy()
+    """What `LOOKS` sees: events by layer and head."""
+    weights = torch.cat([layer.told[:, -DRAWN:] for layer in layers]).T.numpy()
     shown = labels[-DRAWN:]
     page = style.page(5 + 0.45 * weights.shape[1], 1.6 + 0.23 * len(shown), head)
     axes = page.subplots()
     image = axes.imshow(
         weights, aspect="auto", interpolation="none", cmap="cividis", vmin=min(0, weights.min())
     )
-    page.colorbar(image, ax=axes, label="weight of the event")
-    columns = [f"{n}.{h + 1}" for n, layer in enumerate(layers, 1) for h in range(len(layer.weights))]
+    page.colorbar(image, ax=axes, label=f"weight of the event ({_unit(layers)})")
+    columns = _columns(layers)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(shown)), [style.short(label) for label in shown])
-    style.name(axes, "Where the last position looks", "layer.head", _cut(labels))
+    style.name(axes, _where(layers), "layer.head", _cut(labels))
     return page
 
 
 def matrices(layers: list[Layer], labels: list[str], head: str) -> Figure:
-    """What every position looks at: a matrix for each layer and head."""
+    """What every position looks at: a matrix for each layer and head where positions look."""
     several = [
         (f"layer {n}, head {h}", weights[-DRAWN:, -DRAWN:])
         for n, layer in enumerate(layers, 1)
+        if layer.queries != "whole"
         for h, weights in enumerate(layer.weights.numpy(), 1)
     ]
     across = min(ABREAST, len(several))
     down = math.ceil(len(several) / across)
-    page = style.page(1 + 3.2 * across, 1 + 3.2 * down, head)
+    page = style.page(max(6, 1 + 3.2 * across), 1 + 3.2 * down, head)  # room for the title
     grid = page.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     most = max(weights.max() for _, weights in several)
     least = min(0, *(weights.min() for _, weights in several))
@@ -196,9 +236,12 @@ def matrices(layers: list[Layer], labels: list[str], head: str) -> Figure:
         style.name(axes, title, "", "")
     for axes in grid.flat[len(several) :]:
         axes.set_axis_off()
+    for axes in grid.flat[len(several) - across : len(several)]:  # nothing may be below
+        axes.tick_params(labelbottom=True)
     page.supxlabel(f"position looked at ({_cut(labels)})", fontsize=9)
     page.supylabel("position that looks", fontsize=9)
-    page.colorbar(image, ax=grid.ravel().tolist(), label="weight (the same scale for all)", shrink=0.8)
+    unit = f"weight ({_unit(layers)}; the same scale for all)"
+    page.colorbar(image, ax=grid.ravel().tolist(), label=unit, shrink=0.8)
     return page
 
 
@@ -207,16 +250,39 @@ def _cut(labels: list[str]) -> str:
     return f"{some} events, oldest first"
 
 
-def _print(found: pl.DataFrame, head: str) -> None:
-    """Shows what the last position looks at most, over all layers and heads."""
-    last = found.filter(pl.col("query") == pl.col("query").max())
-    columns = last.select("layer", "head").unique(maintain_order=True).rows()
-    mean = last.group_by("key", "event").agg(pl.col("weight").sum() / len(columns))
-    shown = Table("event", "mean weight", *(f"{layer}.{one}" for layer, one in columns), title=head)
+def _where(layers: list[Layer]) -> str:
+    """What `last_page` shows."""
+    numbers: dict[str, list[int]] = {}
+    for n, layer in enumerate(layers, 1):
+        numbers.setdefault(LOOKS[layer.queries], []).append(n)
+    if len(numbers) == 1:
+        return f"Where {next(iter(numbers))} looks"
+    each = (f"{who} (layer {', '.join(map(str, which))})" for who, which in numbers.items())
+    return "Where these look: " + ", ".join(each)
+
+
+def _unit(layers: list[Layer]) -> str:
+    """What the weights of a query are of."""
+    sums = torch.cat([layer.told.sum(1) for layer in layers])
+    return "they sum to 1" if sums.allclose(torch.ones_like(sums), atol=1e-3) else "not normalised"
+
+
+def _print(layers: list[Layer], labels: list[str], head: str) -> None:
+    """Shows what `LOOKS` sees most, by layer and head or, where these are many, by layer."""
+    columns = _columns(layers)
+    weights = torch.cat([layer.told for layer in layers])  # (columns, T)
+    means = torch.stack([layer.told.mean(0) for layer in layers])  # (layers, T)
+    if len(columns) > MANY:
+        columns, weights = [f"{n}" for n in range(1, len(layers) + 1)], means
+    mean = means.mean(0)
+    shown = Table("event", "mean weight", *columns, title=f"{head}\n{_where(layers)}")
     shown.title_justify = "left"
-    for key, event, weight in mean.sort("weight", "key", descending=True)[:PRINTED].iter_rows():
-        of = last.filter(pl.col("key") == key)
-        each = dict(zip(of.select("layer", "head").rows(), of["weight"], strict=True))
-        cells = [f"{each.get(column, 0.0):.3f}" for column in columns]
-        shown.add_row(escape(event), f"{weight:.3f}", *cells)
+    order = mean.flip(0).argsort(stable=True, descending=True)  # the latest first, of equal weights
+    for place in (len(labels) - 1 - order[:PRINTED]).tolist():
+        shown.add_row(escape(labels[place]), *(f"{each:.3f}" for each in (mean[place], *weights[:, place])))
     Console(soft_wrap=True).print(shown)
+
+
+def _columns(layers: list[Layer]) -> list[str]:
+    """Names of the heads, layer by layer."""
+    return [f"{n}.{head + 1}" for n, layer in enumerate(layers, 1) for head in range(len(layer.weights))]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import InputError, at_least, one_of
-from hydrec.layers import scoring
+from hydrec.layers import attention, scoring
 from hydrec.layers.scoring import masked_softmax
 from hydrec.layers.session import EDGES, session
 
@@ -54,6 +54,7 @@ class WeightedAttention(nn.Module):
         self.weight = nn.Parameter(torch.empty(heads, wide, dim))
         self.own, self.other = (nn.Parameter(torch.empty(heads, dim, 1)) for _ in range(2))
         self.edge = nn.Parameter(torch.empty(heads, 1, 1))
+        self.attention = attention.Watched(queries="nodes")
         self.join: Callable[[Tensor], Tensor] = _mean if mean else _side_by_side
 
     def forward(
@@ -64,7 +65,7 @@ class WeightedAttention(nn.Module):
         into = edges.mT[:, None]  # (B, 1, T, T): to, from
         logits = y @ self.own + (y @ self.other).mT + self.edge * into  # (B, H, T, T)
         shares = masked_softmax(F.leaky_relu(logits, 0.2), into > 0, dim=3)
-        return self.join(shares @ y).relu()
+        return self.join(self.attention(shares) @ y).relu()
 
 
 class Readout(nn.Module):
@@ -81,6 +82,7 @@ class Readout(nn.Module):
     def __init__(self, dim: int, *, rounds: int) -> None:
         super().__init__()
         self.cell, self.rounds = nn.GRUCell(2 * dim, dim), rounds
+        self.attention = attention.Watched(queries="whole")
 
     def forward(self, x: Float[Tensor, "B T D"], nodes: Bool[Tensor, "B T"]) -> Float[Tensor, "B D2"]:
         """The set of ``nodes`` as one vector of width 2 D."""
@@ -89,7 +91,7 @@ class Readout(nn.Module):
         for _ in range(self.rounds):
             asked = self.cell(torch.cat([asked, found], 1), asked)
             shares = masked_softmax((x @ asked[:, :, None])[:, :, 0], nodes, dim=1)  # (B, T)
-            found = (shares[:, None] @ x)[:, 0]  # (B, D)
+            found = (self.attention(shares[:, None, None])[:, 0] @ x)[:, 0]  # (B, D)
         return torch.cat([asked, found], 1)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.layers import attention, scoring, transformer
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.history import at_targets
 from hydrec.layers.session import EDGES, GatedGraph, positions, session
 
@@ -51,14 +52,14 @@ class PaperBlock(nn.Module):
     def __init__(self, dim: int, *, inner: int, dropout: float) -> None:
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
-        self.feed = nn.Sequential(
-            nn.Linear(dim, inner), nn.ReLU(), nn.Linear(inner, dim), nn.Dropout(dropout)
-        )
+        self.attention = attention.Watched(queries="positions")
+        self.feed = nn.Sequential(nn.Linear(dim, inner), nn.ReLU(), nn.Linear(inner, dim), Dropout(dropout))
 
     def forward(self, x: Float[Tensor, "B T D"], seen: Bool[Tensor, "B 1 T T"]) -> Float[Tensor, "B T D"]:
         """The next block's positions, each made of those that it sees."""
         logits = self.query(x) @ self.key(x).mT * x.shape[2] ** -0.5
-        found = attention.softmax(logits[:, None], seen)[:, 0] @ self.value(x)
+        weights = self.attention(attention.softmax(logits[:, None], seen))  # (B, 1, T, T)
+        found = weights[:, 0] @ self.value(x)
         return found + self.feed(found)
 
 

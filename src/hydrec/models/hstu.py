@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import InputError, at_least, one_of, share_of
 from hydrec.layers import attention, scoring, transformer
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.history import at_targets
 
 EPS = 1e-6  # of the norms
@@ -65,7 +66,8 @@ class Unit(nn.Module):
         nn.init.normal_(self.project.weight, std=0.02)
         self.distance = nn.Parameter(0.02 * torch.randn(window))
         self.time = nn.Parameter(0.02 * torch.randn(buckets + 1))
-        self.dropout = nn.Dropout(dropout)
+        self.attention = attention.Watched(queries="positions")
+        self.dropout = Dropout(dropout)
         self.leave = nn.Linear(heads * value_dim, dim)
         nn.init.xavier_uniform_(self.leave.weight)
 
@@ -87,7 +89,7 @@ class Unit(nn.Module):
         gate, *vqk = F.silu(self.project(_norm(x))).split(self.widths, -1)  # eq. 1
         v, q, k = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in vqk)  # (B, H, T, V or E)
         bias = self.distance[distance] + self.time[time]  # (B, T, T)
-        weights = F.silu(q @ k.mT + bias[:, None]) * seen / self.window
+        weights = self.attention(F.silu(q @ k.mT + bias[:, None]) * seen / self.window)
         found = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, HV), eq. 2
         return x + self.leave(self.dropout(gate * _norm(found)))  # eq. 3
 
@@ -142,7 +144,7 @@ class HSTU(nn.Module):
             self.item.weight[PAD] = 0
         self.position = transformer.Positions(window, dim, position="real")
         nn.init.normal_(self.position.table.weight, std=dim**-0.5)
-        self.enter = nn.Dropout(dropout)
+        self.enter = Dropout(dropout)
         self.units = nn.ModuleList(
             Unit(
                 dim,

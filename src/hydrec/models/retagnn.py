@@ -22,12 +22,13 @@ items, M scored rows, C candidate items.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import InputError, at_least
@@ -56,18 +57,26 @@ class Into(nn.Module):
         ends: (E,) node that each edge leads into.
         starts: (E,) node, of the other kind, that it comes from.
         nodes: number N of those that edges lead into.
+        senders: number of those that they come from.
     """
 
     order: Tensor
     ends: Tensor
     starts: Tensor
-    first: Tensor  # (N,) place of the first edge into each node
+    bounds: Tensor  # (N + 1,) place of the first edge into each node, and their number
+    back: Tensor  # (E,) the edges in the order of where they come from
+    back_ends: Tensor
+    back_bounds: Tensor
 
-    def __init__(self, ends: Int[Tensor, " E"], starts: Int[Tensor, " E"], nodes: int) -> None:
+    def __init__(self, ends: Int[Tensor, " E"], starts: Int[Tensor, " E"], nodes: int, senders: int) -> None:
         super().__init__()
         order = ends.argsort(stable=True)
-        first = torch.searchsorted(ends[order], torch.arange(nodes, device=ends.device))
-        for name, column in dict(order=order, ends=ends[order], starts=starts[order], first=first).items():
+        ends, starts = ends[order], starts[order]
+        back = starts.argsort(stable=True)
+        for name, column in {
+            "order": order, "ends": ends, "starts": starts, "bounds": _bounds(ends, nodes),
+            "back": back, "back_ends": ends[back], "back_bounds": _bounds(starts[back], senders),
+        }.items():  # fmt: skip
             self.register_buffer(name, column, persistent=False)
 
     def forward(
@@ -83,10 +92,46 @@ class Into(nn.Module):
         highest = torch.full_like(own, torch.finfo(own.dtype).min)
         highest = highest.scatter_reduce(0, self.ends, logits.detach(), "amax")
         weights = (logits - highest[self.ends]).exp()
-        # one pass, without a tensor of E by D; the column of ones sums the weights
-        columns = torch.cat([sent, sent.new_ones(len(sent), 1)], 1)
-        sums = F.embedding_bag(self.starts, columns, self.first, mode="sum", per_sample_weights=weights)
+        columns = torch.cat([sent, sent.new_ones(len(sent), 1)], 1)  # the column of ones sums the weights
+        sums: Tensor = _Sums.apply(weights, columns, self)
         return sums[:, :-1] / sums[:, -1:].clamp(min=1)  # the largest weight is 1
+
+
+class _Sums(torch.autograd.Function):
+    """Weighted sums (N, D) of rows (N2, D) along edges, without a tensor of E by D in either direction.
+
+    The gradient of the rows is the same sum along the edges turned round; PyTorch's sorts the edges at each
+    step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, rows: Tensor, into: Into) -> Tensor:
+        ctx.save_for_backward(weights, rows)
+        ctx.into = into
+        return _summed(weights, rows, into.starts, into.bounds)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, rows = ctx.saved_tensors
+        into, (outer,) = ctx.into, gradients
+        size = len(into.bounds) - 1, len(rows)
+        edges = torch.sparse_csr_tensor(
+            into.bounds, into.starts, torch.zeros_like(weights), size, check_invariants=False
+        )
+        by_weights = torch.sparse.sampled_addmm(edges, outer, rows.T, beta=0.0).values()
+        by_rows = _summed(weights[into.back], outer, into.back_ends, into.back_bounds)
+        return by_weights, by_rows, None
+
+
+def _summed(weights: Tensor, rows: Tensor, numbers: Tensor, bounds: Tensor) -> Tensor:
+    return F.embedding_bag(
+        numbers, rows, bounds, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def _bounds(ends: Tensor, nodes: int) -> Tensor:
+    return torch.searchsorted(ends, torch.arange(nodes + 1, device=ends.device))
 
 
 class TrainingGraph(nn.Module):
@@ -107,7 +152,7 @@ class TrainingGraph(nn.Module):
     def _join(self, pairs: Tensor) -> None:
         self.pairs = pairs
         users, items = pairs // self.sizes[1], pairs % self.sizes[1]
-        self.to_users, self.to_items = Into(users, items, self.sizes[0]), Into(items, users, self.sizes[1])
+        self.to_users, self.to_items = Into(users, items, *self.sizes), Into(items, users, *self.sizes[::-1])
 
     def get_extra_state(self) -> Float[Tensor, " E"]:
         """The pairs, in float64, which is exact up to 2^53."""
@@ -119,7 +164,11 @@ class TrainingGraph(nn.Module):
 
     def without(self, users: Int[Tensor, " B"], items: Int[Tensor, " B"]) -> Bool[Tensor, " E"]:
         """Which edges join none of these pairs."""
-        return torch.isin(self.pairs, users * self.sizes[1] + items, invert=True)
+        asked = users * self.sizes[1] + items
+        place, after = (torch.searchsorted(self.pairs, asked, right=right) for right in (False, True))
+        kept = torch.ones_like(self.pairs, dtype=torch.bool)
+        kept[place[place < after]] = False
+        return kept
 
 
 class RelationalAttention(nn.Module):
@@ -202,6 +251,7 @@ class RetaGNN(nn.Module):
         self.long = nn.ModuleList(RelationalAttention(dim, bases=bases) for _ in range(layers))
         self.short = nn.ModuleList(RelationalAttention(dim, bases=bases) for _ in range(layers))
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.attention = attention.Watched(queries="all")
         self.candidate = nn.Embedding(catalog.n_items + 1, width, padding_idx=PAD)
         self.bias = nn.Embedding(catalog.n_items + 1, 1, padding_idx=PAD)
         nn.init.zeros_(self.bias.weight)
@@ -221,7 +271,7 @@ class RetaGNN(nn.Module):
         valid = filled(batch.lengths, session.shape[1])
         seen = attention.causal(session.shape[1], session.device) & valid[:, :, None]  # (B, T, T)
         logits = self.query(session) @ self.key(session).mT * session.shape[2] ** -0.5
-        shares = masked_softmax(logits, seen, dim=2)
+        shares = self.attention(masked_softmax(logits, seen, dim=2)[:, None])[:, 0]
         summed = shares.sum(1, keepdim=True) @ session  # over all positions, before the map: it is linear
         return Interest(user + self.value(summed)), self.eta * self._difference()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hydrec.batch import PAD, Catalog, SequenceBatch
 from hydrec.errors import at_least, one_of
-from hydrec.layers import scoring
+from hydrec.layers import attention, scoring
 from hydrec.layers.history import at_targets
 from hydrec.layers.session import EDGES, GatedGraph, positions, session
 
@@ -54,6 +54,7 @@ class SRGNN(nn.Module):
         self.last = nn.Linear(dim, dim, bias=False)  # W_1
         self.each = nn.Linear(dim, dim)  # W_2 and c
         self.attention = nn.Linear(dim, 1, bias=False)  # q
+        self.watched = attention.Watched(queries="whole")
         self.join = nn.Linear(2 * dim, dim)  # W_3
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
@@ -65,8 +66,11 @@ class SRGNN(nn.Module):
         graph = session(batch.items, batch.lengths)
         x = positions(self.refine(self.item(batch.items), graph), graph)  # (B, T, D), eq. 1-5
         last = at_targets(x, batch)  # (B, 1, D), s_l
-        weights = self.attention((self.last(last) + self.each(x)).sigmoid())  # (B, T, 1), eq. 6
-        total = (weights * graph.valid[:, :, None] * x).sum(1, keepdim=True)  # grows with the session
+        weights = (
+            self.attention((self.last(last) + self.each(x)).sigmoid()) * graph.valid[:, :, None]
+        )  # eq. 6
+        weights = self.watched(weights.mT[:, None])[:, 0].mT  # (B, T, 1)
+        total = (weights * x).sum(1, keepdim=True)  # grows with the session
         return Interest(self.join(torch.cat([total, last], 2))), x.new_zeros(())  # eq. 7
 
     def score(self, state: Interest, items: Int[Tensor, "*M C"]) -> Float[Tensor, "M C"]:
