@@ -19,7 +19,7 @@ from hydrec.errors import InputError
 from hydrec.losses import BPR, GBCE, Softmax
 from hydrec.metrics import RankMetrics
 from hydrec.sampling import AllItems, InBatch, Sampled
-from hydrec.tasks import NextItem
+from hydrec.tasks import Losses, NextItem, made, seeded
 
 V = 30
 FULL = EvalCandidates(None, None)
@@ -368,3 +368,45 @@ def test_no_rows_give_no_ranks_and_encode_nothing(task_of):
 def test_a_chunk_of_nothing_is_refused(task_of):
     with pytest.raises(InputError, match=r"model\.chunk=0"):
         task_of(chunk=0)
+
+
+# What a step costs ----------------------------------------------------------------------------------------
+
+
+def test_losses_are_means_over_rows():
+    losses, trainer = Losses(), pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    losses.add({"loss": torch.tensor(4.0), "auxiliary": torch.tensor(1.0)}, rows=1)
+    losses.add({"loss": torch.tensor(1.0), "auxiliary": torch.tensor(3.0)}, rows=3)
+    assert losses.means(trainer) == {"train/loss": 7 / 4, "train/auxiliary": 10 / 4}
+    losses.clear()
+    losses.add({"loss": torch.tensor(2.0, requires_grad=True)}, rows=5)
+    found = losses.means(trainer)
+    assert found == {"train/loss": 2} and not found["train/loss"].requires_grad
+
+
+def test_a_seed_gives_the_draws_of_torch():
+    for seed in (3, -(2**62)):
+        torch.manual_seed(seed)
+        expected = torch.rand(5)
+        torch.rand(7)
+        seeded(torch.device("cpu"), seed)
+        assert torch.equal(torch.rand(5), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_fused_optimiser_takes_the_steps_of_the_plain_one(kind):
+    nets = []
+    for make in (
+        partial(kind, lr=0.1, weight_decay=0.1),
+        partial(kind, lr=0.1, weight_decay=0.1, fused=False),
+    ):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        optimiser = made(make, net)
+        assert optimiser.defaults["fused"] == ("fused" not in make.keywords)
+        for _ in range(3):
+            optimiser.zero_grad()
+            net(torch.randn(5, 4)).square().sum().backward()
+            optimiser.step()
+        nets.append(net)
+    torch.testing.assert_close(nets[0].weight, nets[1].weight)

@@ -145,7 +145,7 @@ class History(pl.Callback):
         """
         task: Any = pl_module
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        row |= {name: float(mean) for name, mean in task.losses.means(trainer).items()}
         if not math.isfinite(row["train/loss"]):
             raise InputError(
                 f"epoch {trainer.current_epoch}: the training loss is not finite; lower model.optimiser.lr "

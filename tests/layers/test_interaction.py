@@ -8,7 +8,17 @@ import torch
 from torch.testing import assert_close
 
 from hydrec.errors import InputError
-from hydrec.layers.interaction import CIN, FieldMatrix, Linear, MatrixCross, VectorCross, pairs
+from hydrec.layers import interaction
+from hydrec.layers.interaction import (
+    CIN,
+    FieldMatrix,
+    Linear,
+    MatrixCross,
+    VectorCross,
+    compared,
+    pairs,
+    shared,
+)
 
 SETTINGS = {"dim": 3, "history": True, "std": 0.5, "l2": 0.1, "sparse": False}
 
@@ -50,7 +60,8 @@ def test_fields_are_item_history_user_and_context(make, random_clicks):
         expected = torch.cat([inputs.item[row], past]).view(6, 3)
         assert_close(fields[row, :6], expected)
         assert_close(fields[row, 6:], torch.cat([inputs.user[row], inputs.context[row]]))
-    assert_close(penalty, 0.1 * inputs.norm)
+    squares = sum(x.square().sum() for x in (inputs.item, inputs.behaviours, inputs.user, inputs.context))
+    assert_close(penalty, 0.1 * squares / 6)
 
 
 def test_places_are_where_the_fields_are(make, random_clicks):
@@ -215,3 +226,43 @@ def test_weights_start_by_glorot():
     assert VectorCross(1999, 5).weight.std().item() == pytest.approx(math.sqrt(2 / 2000), rel=0.03)
     mix = CIN(40, [50]).mix[0].weight
     assert mix.std().item() == pytest.approx(math.sqrt(2 / (40 * 40 + 50)), rel=0.03)
+
+
+@pytest.mark.parametrize("held", [1, 35, 2**21])
+def test_blocks_of_products_change_nothing(fields, held, monkeypatch):
+    monkeypatch.setattr(interaction, "BLOCK", held)  # one row, one and three, all at once
+    cin = grown(CIN(5, [3, 2]))
+    given = fields.clone().requires_grad_()
+    found = cin(given)
+    with torch.no_grad():
+        assert_close(found, cin(fields))
+    assert torch.autograd.gradcheck(cin, given)
+    weights = [mix.weight for mix in cin.mix]
+    toward = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view(found.shape)
+    x, sums = given, []
+    for weight in weights:
+        x = torch.einsum("mhf,bhd,bfd->bmd", weight.view(len(weight), -1, 5), x, given)
+        sums.append(x.sum(2))
+    expected = torch.autograd.grad((torch.cat(sums, 1) * toward).sum(), [given, *weights])
+    assert_close(torch.autograd.grad((found * toward).sum(), [given, *weights]), expected)
+
+
+# First layers ---------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_the_map_of_what_it_does_not_make(fields):
+    layer = grown(torch.nn.Linear(4 * 3, 7))
+    for row, keys in enumerate(fields):
+        q = keys[0]
+        for place, k in enumerate(keys):
+            expected = layer(torch.cat([q, k, q - k, q * k]))
+            assert_close(compared(layer, fields[:, 0], fields)[row, place], expected)
+    assert compared(layer, fields[:, 0], fields[:, :0]).shape == (4, 0, 7)
+
+
+def test_what_is_shared_is_mapped_with_each_that_shares_it(fields):
+    layer, x = grown(torch.nn.Linear(2 + 3, 7)), torch.randn(5, 2, dtype=torch.float64)
+    found = shared(layer, x, fields)
+    for number, others in enumerate(fields):
+        assert_close(found[number], layer(torch.cat([x, others], 1)))
+    assert shared(layer, x[:0], fields[:, :0]).shape == (4, 0, 7)

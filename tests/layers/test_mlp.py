@@ -134,3 +134,10 @@ def test_weights_start_by_glorot_and_biases_at_0():
 def test_bad_values_are_refused(kind, change, message):
     with pytest.raises(InputError, match=message):
         kind(3, **{"hidden": [4]} | PLAIN | change)
+
+
+@pytest.mark.parametrize("hidden", [[], [4], [4, 2]])
+def test_what_comes_after_the_first_map_makes_the_rest(hidden):
+    mlp, x = grown(MLP(3, hidden, **PLAIN | {"activation": "tanh"})), inputs(2, 5)
+    assert mlp.first.in_features == 3
+    assert_close(mlp.after_first(mlp.first(x)), mlp(x))

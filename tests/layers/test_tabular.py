@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from hydrec.batch import PAD, Field
@@ -14,10 +15,10 @@ ITEM, FIELD = 3, 2  # widths
 def make(click_catalog):
     """Tables in float64 whose rows, of PAD too, are all different."""
 
-    def make(sparse=False, **changes):
+    def make(sparse=False, l2=1.0, **changes):
         torch.manual_seed(0)
         catalog = click_catalog._replace(**changes)
-        return Tables(catalog, item_dim=ITEM, field_dim=FIELD, std=0.5, sparse=sparse).double()
+        return Tables(catalog, item_dim=ITEM, field_dim=FIELD, std=0.5, l2=l2, sparse=sparse).double()
 
     return make
 
@@ -56,8 +57,27 @@ def test_everything_is_the_loop(make, click_catalog, random_clicks):
         assert_close(inputs.user[row], torch.stack(ahead[:2]))
         assert_close(inputs.context[row], torch.stack(ahead[2:]))
         squares = squares + candidate.square().sum() + torch.stack(ahead).square().sum()
-    assert_close(inputs.norm, squares / len(batch.items))
+    assert_close(inputs.penalty, squares / len(batch.items))
     assert inputs.valid.sum(1).tolist() == batch.lengths.tolist()
+
+
+def test_the_penalty_is_weighed(make, random_clicks):
+    whole = make()(random_clicks()).penalty
+    assert_close(make(l2=0.25)(random_clicks()).penalty, whole / 4)
+    none = make(l2=0.0)(random_clicks()).penalty
+    assert none == 0 and not none.requires_grad
+
+
+def test_dense_tables_are_those_of_torch():
+    torch.manual_seed(0)
+    table, ids = embedding(5, 3, std=1.0, sparse=False).double(), torch.tensor([[4, 0, 4], [1, 4, 2]])
+    assert torch.equal(table(ids), F.embedding(ids, table.weight))
+    assert table(ids[:, :0]).shape == (2, 0, 3)
+    toward = torch.randn(2, 3, 3, dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad(x, table.weight, toward)[0] for x in (table(ids), F.embedding(ids, table.weight))
+    )
+    assert_close(found, expected)
 
 
 def test_sizes_are_those_of_the_catalogue(make):
@@ -126,8 +146,8 @@ def test_padding_is_0_and_gets_no_gradient(make, random_clicks):
     noise = batch._replace(items=torch.where(padding, 7, batch.items))
     inputs = tables(noise)
     assert not inputs.behaviours[padding].any()
-    assert_close(inputs.norm, tables(batch).norm)
-    (inputs.behaviours.sum() + inputs.norm).backward()
+    assert_close(inputs.penalty, tables(batch).penalty)
+    (inputs.behaviours.sum() + inputs.penalty).backward()
     assert not tables.item.weight.grad[PAD].any()
     assert not tables.item_fields.table.weight.grad[[0, 6]].any()  # PAD of both fields
     assert not tables.fields.table.weight.grad[[0, 10, 15, 19, 26]].any()
@@ -171,7 +191,7 @@ def test_sparse_gradients_are_the_dense_ones(make, random_clicks):
         tables = make(sparse=sparse)
         inputs = tables(batch)
         total = sum((part**3).sum() for part in (inputs.item, inputs.behaviours, inputs.user, inputs.context))
-        (total + inputs.norm).backward()
+        (total + inputs.penalty).backward()
         gradients.append([table.grad for table in tables.parameters()])
     for dense, sparse in zip(*gradients, strict=True):
         assert sparse.is_sparse and not dense.is_sparse
@@ -198,7 +218,7 @@ def test_fields_that_a_dataset_does_not_have(make, click_catalog, random_clicks,
     assert inputs.user.shape == (6, 2 if missing == "context" else 0, FIELD)
     assert inputs.context.shape == (6, 3 if missing == "user" else 0, FIELD)
     assert_close(inputs.item, all_.item)
-    inputs.norm.backward()
+    inputs.penalty.backward()
 
 
 def test_all_fields_of_one_value_are_read_as_those_of_several():

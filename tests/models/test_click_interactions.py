@@ -52,7 +52,9 @@ def test_the_auxiliary_term_is_l2_of_all_that_is_looked_up(make, random_clicks):
     net, batch = make(l2=0.1), random_clicks()
     matrices = [module for module in net.modules() if isinstance(module, FieldMatrix)]
     assert len(matrices) >= 1
-    assert_close(net(batch)[1], 0.1 * sum(matrix.tables(batch).norm for matrix in matrices))
+    penalties = [matrix.tables(matrix.read(batch)).penalty for matrix in matrices]
+    assert_close(net(batch)[1], sum(penalties))
+    assert_close(make(l2=0.2)(batch)[1], 2 * sum(penalties))
     assert make(l2=0.0)(batch)[1] == 0
 
 

@@ -335,10 +335,10 @@ class ClickFeed:
         lengths = some.last - some.first
         place = some.first[:, None] + np.arange(max(1, lengths.max(initial=0)))
         real = place < some.last[:, None]
-        place = np.where(real, place, 0)  # any behaviour: padding is overwritten
+        place *= real  # any behaviour: padding is overwritten
         empty = not len(past.items)
         items, times, values = (
-            np.zeros(place.shape, column.dtype) if empty else column[place] for column in past
+            np.zeros(place.shape, column.dtype) if empty else column.take(place) for column in past
         )
         asked = log.times[some.row]
         origin = np.where(lengths > 0, times[:, 0], asked)
@@ -348,8 +348,8 @@ class ClickFeed:
         users = log.users[some.row]
         codes, weights = stacked(self._ahead, {"row": some.row, "user": users})
         columns = dict(
-            items=np.where(real, items, PAD).astype(np.int64),
-            times=np.where(real, times - origin[:, None], 0),
+            items=np.multiply(items, real, dtype=np.int64),  # PAD is 0
+            times=(times - origin[:, None]) * real,
             values=np.where(real, values, np.float32(0)),
             lengths=lengths,
             candidates=some.item.astype(np.int64),

@@ -40,13 +40,15 @@ class Dice(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
         """Activations; without any vector, the averages stay as they are."""
-        mean, variance = self.mean, self.variance
         if self.training and x.numel():
-            variance, mean = torch.var_mean(x.flatten(0, -2), 0, correction=0)
+            # `torch.var_mean` over rows takes ten times as long
+            z, mean, scale = torch.native_batch_norm(x.flatten(0, -2), None, None, None, None, True, 0.0, EPS)
             self.mean.lerp_(mean.detach().to(self.mean), MOMENTUM)
-            self.variance.lerp_(variance.detach().to(self.variance), MOMENTUM)
-        p = torch.sigmoid((x - mean) * (variance + EPS).rsqrt())
-        return x * (p + (1 - p) * self.alpha)
+            self.variance.lerp_(scale.detach().to(self.variance) ** -2 - EPS, MOMENTUM)
+            z = z.view(x.shape)
+        else:
+            z = (x - self.mean) * (self.variance + EPS).rsqrt()
+        return x * torch.addcmul(self.alpha, torch.sigmoid(z), 1 - self.alpha)
 
 
 def perceptron(

@@ -6,8 +6,10 @@ Shapes: B rows, F fields, D width of a field, I = F * D, L cross layers, M featu
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ from hydrec.batch import ClickBatch, ClickCatalog
 from hydrec.errors import InputError, at_least
 from hydrec.layers.mlp import linear
 from hydrec.layers.tabular import Tables, pooled
+
+BLOCK = 2**21  # products of a layer of CIN held at once
 
 
 class FieldMatrix(nn.Module):
@@ -47,8 +51,8 @@ class FieldMatrix(nn.Module):
             raise InputError(f"model.net.std={std}: must be above 0")
         if not l2 >= 0:
             raise InputError(f"model.net.l2={l2}: must be 0 or more")
-        self.tables = Tables(catalog, item_dim=dim, field_dim=dim, std=std, sparse=sparse)
-        self.dim, self.l2 = dim, l2
+        self.tables = Tables(catalog, item_dim=dim, field_dim=dim, std=std, l2=l2, sparse=sparse)
+        self.dim = dim
         self.read = _whole if history else _without_history
         parts = self.tables.parts
         sizes = {"item": parts, "history": parts * history}
@@ -64,7 +68,7 @@ class FieldMatrix(nn.Module):
         inputs = self.tables(self.read(batch))
         items = torch.cat([inputs.item, pooled(inputs.behaviours, inputs.valid)], 1)
         items = items.unflatten(1, (-1, self.dim))[:, : self.places["user"].start]
-        return torch.cat([items, inputs.user, inputs.context], 1), self.l2 * inputs.norm
+        return torch.cat([items, inputs.user, inputs.context], 1), inputs.penalty
 
 
 def _whole(batch: ClickBatch) -> ClickBatch:
@@ -105,6 +109,23 @@ def pairs(fields: Float[Tensor, "B F D"]) -> Float[Tensor, " B"]:
     return (fields.sum(1).square() - fields.square().sum(1)).sum(1) / 2
 
 
+def compared(
+    layer: nn.Linear, query: Float[Tensor, "B I"], keys: Float[Tensor, "B T I"]
+) -> Float[Tensor, "B T H"]:
+    """A linear map of ``[q; k; q - k; q * k]`` for each key of each row, of which only two are made."""
+    of_query, of_key, of_difference, of_product = layer.weight.chunk(4, 1)
+    both = torch.cat([keys, keys * query[:, None]], 2) @ torch.cat([of_key - of_difference, of_product], 1).mT
+    return both + F.linear(query, of_query + of_difference, layer.bias)[:, None]
+
+
+def shared(
+    layer: nn.Linear, x: Float[Tensor, "N I"], others: Float[Tensor, "C N J"]
+) -> Float[Tensor, "C N H"]:
+    """A linear map of ``[x; y]`` for C vectors y that share their x, for which it is made once."""
+    of_x, of_other = layer.weight.split([x.shape[1], others.shape[2]], 1)
+    return others @ of_other.mT + F.linear(x, of_x, layer.bias)
+
+
 class VectorCross(nn.Module):
     """Crosses of growing degree, by one vector a layer: ``x_{l+1} = x_0 (x_l . w_l) + b_l + x_l``.
 
@@ -127,10 +148,12 @@ class VectorCross(nn.Module):
 
     def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B I"]:
         """x_L of x_0."""
-        first = x
-        for weight, bias in zip(self.weight, self.bias, strict=True):
-            x = first * (x @ weight)[:, None] + bias + x
-        return x
+        # every x_l is a number times x_0, plus a vector that rows share: no layer need be made
+        scale, shift = x.new_ones(len(x)), torch.zeros_like(self.bias[0])
+        for along, weight, bias in zip((x @ self.weight.mT).unbind(1), self.weight, self.bias, strict=True):
+            scale = scale + scale * along + shift @ weight
+            shift = shift + bias
+        return scale[:, None] * x + shift
 
 
 class MatrixCross(nn.Module):
@@ -165,7 +188,8 @@ class CIN(nn.Module):
     ``X^k_m = sum_ij W^k_mij (X^{k-1}_i * X^0_j)``, and the sum of each map over D comes out. All maps go on
     to the next layer and no activation follows, which the paper found best.
 
-    "xDeepFM" (https://arxiv.org/abs/1803.05170), eq. 6. A layer holds B * M * F * D products.
+    "xDeepFM" (https://arxiv.org/abs/1803.05170), eq. 6. A layer has B * M * F * D products; training holds
+    ``BLOCK`` of them at once, and makes them again for the gradient.
 
     Args:
         fields: F.
@@ -194,8 +218,44 @@ class CIN(nn.Module):
 
     def forward(self, fields: Float[Tensor, "B F D"]) -> Float[Tensor, "B M"]:
         """The maps of all layers, each summed over D."""
-        x, sums = fields, []
-        for mix in self.mix:
-            x = mix(torch.einsum("bhd,bfd->bhfd", x, fields).flatten(1, 2))
-            sums.append(x.sum(2))
+        rows, _, dim = fields.shape
+        first = fields.mT.flatten(0, 1)  # (B * D, F)
+        mixed = _in_blocks if torch.is_grad_enabled() else _mixed
+        x, sums = first, []
+        for weight in self.mix.parameters():
+            x = mixed(x, first, weight[..., 0])
+            sums.append(x.view(rows, dim, -1).sum(1))
         return torch.cat(sums, 1)
+
+
+def _mixed(x: Tensor, fields: Tensor, weight: Tensor) -> Tensor:
+    return (x[:, :, None] * fields[:, None]).flatten(1) @ weight.mT
+
+
+def _in_blocks(x: Tensor, fields: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return _Mixed.apply(x, fields, weight)
+
+
+class _Mixed(torch.autograd.Function):
+    """What ``_mixed`` is, block by block."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fields: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, fields, weight)
+        some = max(1, BLOCK // weight.shape[1])
+        parts = zip(x.split(some), fields.split(some), strict=True)
+        return torch.cat([_mixed(*part, weight) for part in parts])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        x, fields, weight = ctx.saved_tensors
+        some = max(1, BLOCK // weight.shape[1])
+        to_x, to_fields, to_weight = [], [], torch.zeros_like(weight)
+        for part in zip(x.split(some), fields.split(some), grads[0].split(some), strict=True):
+            of_x, of_fields, grad = part
+            to_weight.addmm_(grad.mT, (of_x[:, :, None] * of_fields[:, None]).flatten(1))
+            to_products = (grad @ weight).view(len(grad), x.shape[1], -1)
+            to_x.append((to_products @ of_fields[:, :, None])[:, :, 0])
+            to_fields.append((of_x[:, None] @ to_products)[:, 0])
+        return torch.cat(to_x), torch.cat(to_fields), to_weight

@@ -87,6 +87,22 @@ class MLP(nn.Sequential):
         """One number for each vector."""
         return super().forward(x)[..., 0]
 
+    @property
+    def first(self) -> nn.Linear:
+        """The map of the input, for nets that make what it gives from less."""
+        return self._layers[0]
+
+    def after_first(self, x: Float[Tensor, "*B H"]) -> Float[Tensor, "*B"]:
+        """One number for each vector that ``first`` gave."""
+        for layer in self._layers[1:]:
+            x = layer(x)
+        return x[..., 0]
+
+    @property
+    def _layers(self) -> list[Any]:
+        hidden: Any = self[0]
+        return [*hidden, self[1]]
+
 
 def linear(width: int, out: int) -> nn.Linear:
     """A linear map that starts as all do here."""

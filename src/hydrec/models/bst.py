@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hydrec.batch import ClickBatch, ClickCatalog
 from hydrec.errors import InputError, at_least
 from hydrec.layers.attention import Attention
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.mlp import MLP
 from hydrec.layers.tabular import Tables, embedding
 
@@ -54,7 +55,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.feed = nn.Sequential(nn.Linear(width, inner), nn.LeakyReLU(), nn.Linear(inner, width))
         self.feed_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, queries: Float[Tensor, "B Q V"], x: Float[Tensor, "B S V"], seen: Bool[Tensor, "B S"]
@@ -113,7 +114,7 @@ class BST(nn.Module):
             raise InputError(f"model.net.std={std}: must be above 0")
         if not l2 >= 0:
             raise InputError(f"model.net.l2={l2}: must be 0 or more")
-        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, sparse=sparse)
+        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, l2=l2, sparse=sparse)
         others = self.tables.item_width + field_dim * len(catalog.fields)
         width = self.tables.item_width + item_dim
         if width % heads:
@@ -126,7 +127,7 @@ class BST(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, heads=heads, inner=inner, dropout=dropout) for _ in range(blocks)
         )
-        self.octaves, self.l2 = octaves, l2
+        self.octaves = octaves
 
     def forward(self, batch: ClickBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, ""]]:
         """Logits, and the L2 term of the loss."""
@@ -140,4 +141,4 @@ class BST(nn.Module):
             x = block(x, x, seen)
         found = last(x[:, :1], x, seen)[:, 0]  # what the behaviours would find is not read
         others = [inputs.item, inputs.user.flatten(1), inputs.context.flatten(1)]
-        return self.mlp(torch.cat([found, *others], 1)), self.l2 * inputs.norm
+        return self.mlp(torch.cat([found, *others], 1)), inputs.penalty

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hydrec.batch import ClickBatch, ClickCatalog
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.layers.dice import perceptron
+from hydrec.layers.interaction import shared
 from hydrec.layers.mlp import MLP
 from hydrec.layers.scoring import masked_softmax
 from hydrec.layers.tabular import Inputs, Tables
@@ -126,7 +127,7 @@ class DIEN(nn.Module):
         for key, weight in {"l2": l2, "aux": aux}.items():
             if not weight >= 0:
                 raise InputError(f"model.net.{key}={weight}: must be 0 or more")
-        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, sparse=sparse)
+        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, l2=l2, sparse=sparse)
         width = self.tables.item_width
         self.extract = nn.GRU(width, width, batch_first=True)
         self.attend = nn.Linear(width, width, bias=False)
@@ -142,7 +143,7 @@ class DIEN(nn.Module):
         self.mlp = perceptron(
             4 * width + field_dim * len(catalog.fields), hidden, activation=activation, dropout=dropout
         )
-        self.n_items, self.aux, self.l2 = catalog.n_items, aux, l2
+        self.n_items, self.aux = catalog.n_items, aux
 
     def forward(self, batch: ClickBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, ""]]:
         """Logits, and beside the L2 term of the loss, in training, the auxiliary loss."""
@@ -152,7 +153,7 @@ class DIEN(nn.Module):
         scores = (interests @ self.attend(item)[..., None])[..., 0]
         interest = self.evolve(interests, masked_softmax(scores, valid, dim=1), valid)
         parts = [interest, item, total, item * total, inputs.user.flatten(1), inputs.context.flatten(1)]
-        penalty = self.l2 * inputs.norm
+        penalty = inputs.penalty
         if self.training:
             penalty = penalty + self.aux * self.auxiliary(batch, inputs, interests)
         return self.mlp(torch.cat(parts, 1)), penalty
@@ -165,7 +166,9 @@ class DIEN(nn.Module):
         ids = batch.items[rows, steps + 1]
         further = torch.randint(1, self.n_items, ids.shape, device=ids.device)  # round the catalogue
         drawn = self.tables.items((ids - 1 + further) % self.n_items + 1)  # (N, I), never the same item
-        both = torch.cat([inputs.behaviours[rows, steps + 1], drawn])
-        pairs = torch.cat([interests[rows, steps].repeat(2, 1), both], 1)
-        real, other = self.follows(pairs).chunk(2)
+        place = rows * interests.shape[1] + steps
+        real = inputs.behaviours.flatten(0, 1).index_select(0, place + 1)
+        states = interests.flatten(0, 1).index_select(0, place)
+        x = shared(self.follows.first, states, torch.stack([real, drawn]))
+        real, other = self.follows.after_first(x)
         return (F.softplus(-real) + F.softplus(other)).sum() / max(len(ids), 1)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hydrec.batch import ClickBatch, ClickCatalog
 from hydrec.errors import InputError, at_least
 from hydrec.layers.dice import perceptron
+from hydrec.layers.interaction import compared
 from hydrec.layers.scoring import masked_softmax
 from hydrec.layers.tabular import Inputs, Tables
 
@@ -79,7 +80,7 @@ class DIN(nn.Module):
         for key, weight in {"l2": l2, "l2_aware": l2_aware}.items():
             if not weight >= 0:
                 raise InputError(f"model.net.{key}={weight}: must be 0 or more")
-        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, sparse=sparse)
+        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, l2=l2, sparse=sparse)
         width = self.tables.item_width
         self.unit = perceptron(
             4 * width, attention_hidden, activation=activation, dropout=0.0, key="model.net.attention_"
@@ -90,7 +91,7 @@ class DIN(nn.Module):
         )
         # the catalogue's, so not of the checkpoint
         self.register_buffer("rarity", catalog.shown.float().clamp(min=1).reciprocal(), persistent=False)
-        self.item_dim, self.l2, self.l2_aware = item_dim, l2, l2_aware
+        self.item_dim, self.l2_aware = item_dim, l2_aware
 
     def forward(self, batch: ClickBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, ""]]:
         """Logits, and the L2 terms of the loss."""
@@ -100,15 +101,16 @@ class DIN(nn.Module):
         logits = self.mlp(torch.cat([*parts, inputs.user.flatten(1), inputs.context.flatten(1)], 1))
         ids = inputs.item[:, : self.item_dim].square().sum(1)
         aware = self.l2_aware / 2 * (ids * self.rarity[batch.candidates]).sum()  # eq. 7 is its gradient
-        return logits, self.l2 * inputs.norm + aware
+        return logits, inputs.penalty + aware
 
     def weights(self, inputs: Inputs) -> Float[Tensor, "B T"]:
         """What each behaviour weighs for the candidate of its row; 0 on padding."""
-        rows, steps = inputs.valid.nonzero(as_tuple=True)  # Dice must see no padding
-        q, k = inputs.item[rows], inputs.behaviours[rows, steps]
-        scores = self.unit(torch.cat([q, k, q - k, q * k], 1))  # (N,)
-        placed = scores.new_zeros(inputs.valid.shape).index_put((rows, steps), scores)
-        return self.normalise(placed, inputs.valid, q.shape[1])
+        valid = inputs.valid
+        x = compared(self.unit.first, inputs.item, inputs.behaviours).flatten(0, 1)
+        real = valid.flatten().nonzero()[:, 0]  # Dice must see no padding
+        scores = self.unit.after_first(x.index_select(0, real))  # (N,)
+        placed = scores.new_zeros(valid.numel()).index_copy(0, real, scores).view(valid.shape)
+        return self.normalise(placed, valid, inputs.item.shape[1])
 
 
 def _as_they_are(scores: Tensor, valid: Bool[Tensor, "B T"], width: int) -> Tensor:

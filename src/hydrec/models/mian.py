@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from hydrec.batch import ClickBatch, ClickCatalog
 from hydrec.errors import InputError, at_least, one_of
 from hydrec.layers.attention import Attention
+from hydrec.layers.dropout import Dropout
 from hydrec.layers.mlp import Hidden
 from hydrec.layers.scoring import masked_softmax
 from hydrec.layers.tabular import Inputs, Tables, embedding, pooled
@@ -93,7 +94,7 @@ class Block(nn.Module):
         self.enter_feed, self.leave_feed = before(width), after(width)
         self.attention = Attention(width, heads=heads, dropout=0.0, mix=True)
         self.feed = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T I"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, "B T I"]:
         """Behaviours that have met those of their row; of no meaning on padding."""
@@ -324,7 +325,7 @@ class MIAN(nn.Module):
         if not std > 0:
             raise InputError(f"model.net.std={std}: must be above 0")
         catalog = catalog if fields else catalog._replace(fields=())
-        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, sparse=sparse)
+        self.tables = Tables(catalog, item_dim=item_dim, field_dim=field_dim, std=std, l2=l2, sparse=sparse)
         width, users, contexts = self.tables.item_width, self.tables.user_fields, self.tables.context_fields
         if width % heads:
             raise InputError(
@@ -356,7 +357,7 @@ class MIAN(nn.Module):
         layers = Hidden(self.gim.out_width, hidden, activation="relu", dropout=dropout, batch_norm=False)
         outputs = HEADS[one_of("model.net.head", head, HEADS)]
         self.head = nn.Sequential(layers, nn.Linear(layers.out_width, outputs))
-        self.l2, self.l2_dense = l2, l2_dense
+        self.l2_dense = l2_dense
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
@@ -369,7 +370,7 @@ class MIAN(nn.Module):
         out = self.head(self._joined(inputs)[0])
         logits = out[:, -1] - out[:, :-1].sum(1)  # of two outputs, the difference: their softmax as a logit
         squares = torch.cat([matrix.flatten() for matrix in self._matrices()]).square().sum()
-        return logits, self.l2 * inputs.norm + self.l2_dense * squares
+        return logits, inputs.penalty + self.l2_dense * squares
 
     def weights(self, batch: ClickBatch) -> dict[str, Float[Tensor, "B _"]]:
         """What every softmax over slots or parts gives, by the name of the module.
