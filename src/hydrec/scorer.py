@@ -154,6 +154,8 @@ CODES = {
     "number": "code 2, of weight (value - mean) / spread",
     "unknown": "missing values, those that are none of words, and codes c that seen lacks or where seen[c] is"
     " false have code 1",
+    "past": "past events, where a field's meaning has them, are all of the user's before the second of the"
+    " showing, those that history leaves out among them",
     "weights": "1 where nothing else is said; columns that a field leaves free have code 0 and weight 0",
     "words, bounds, mean, spread, seen": "a row of fields.parquet for each field, by name and group",
     "columns": "of codes and weights: the first, and the one after the last",

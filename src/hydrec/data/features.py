@@ -99,7 +99,7 @@ def activity(log: InteractionLog) -> Column:
 
 
 def mean_value(log: InteractionLog) -> Column:
-    """Mean of the user's past values to the nearest half; unknown where there is none."""
+    """Mean of the user's past values to the nearest half, quarters up; unknown where there is none."""
     values, count = _past_values(log)
     return _bucketed(_divided(_sum_of_past(log, values), count, 1), HALVES)
 
@@ -160,9 +160,9 @@ def since_last(log: InteractionLog) -> Column:
 
 @_timed
 def session_position(log: InteractionLog) -> Column:
-    """Number n of past events of the same session, in buckets floor(log2(1 + n)).
+    """Number n of past events since the user's last gap of over 30 minutes, in buckets floor(log2(1 + n)).
 
-    A gap of more than 30 minutes begins a session, so where times are whole days every n is 0.
+    Where times are whole days every n is 0.
     """
     _, last = _past(log)
     begin = _latest(_changes(log.users) | (np.diff(log.times, prepend=0) > SESSION))
@@ -186,19 +186,19 @@ def season(log: InteractionLog) -> Column:
 
 @_timed
 def month(log: InteractionLog) -> Column:
-    """Month of the year."""
+    """Month of the year, in UTC."""
     return _column(_months(log) % 12, MONTHS)
 
 
 @_timed
 def weekday(log: InteractionLog) -> Column:
-    """Day of the week."""
+    """Day of the week, in UTC."""
     return _column((log.times // DAY + 3) % 7, WEEKDAYS)  # 1 January 1970 was a Thursday
 
 
 @_timed
 def hour(log: InteractionLog) -> Column:
-    """Hour of the day.
+    """Hour of the day, in UTC.
 
     Raises:
         InputError: all times are whole days.

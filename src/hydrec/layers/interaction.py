@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hydrec.batch import ClickBatch, ClickCatalog
 from hydrec.errors import InputError, at_least
@@ -248,6 +249,7 @@ class _Mixed(torch.autograd.Function):
         return torch.cat([_mixed(*part, weight) for part in parts])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         x, fields, weight = ctx.saved_tensors
         some = max(1, BLOCK // weight.shape[1])
